@@ -1,0 +1,1 @@
+"""The mechanism: hosts, adapters, targets, switching and merging. Imports torch and nothing else."""
