@@ -1,0 +1,42 @@
+"""Featherweight: adapt a frozen transformer by training almost none of it.
+
+    import featherweight as fw
+    fw.attach(model, fw.LoRA(rank=8, targets="attention"), name="fr")
+
+Verbs take (model, noun, ...); methods and tasks are nouns, frozen dataclasses. Everything is imported on first use.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "featherweight.core.attach": ("attach", "detach"),
+    "featherweight.core.switch": ("switch",),
+    "featherweight.core.merge": ("merge", "merged"),
+    "featherweight.core.count": ("trainable",),
+    "featherweight.core.errors": ("FeatherweightError", "InputError", "NotMergeable"),
+    "featherweight.methods": ("Full", "Head", "BitFit", "LayerNorm", "LoRA", "IA3"),
+    "featherweight.checkpoint": ("save", "load"),
+    "featherweight.interop": ("load_model", "load_base"),
+    "featherweight.tasks": ("Classification", "MultiLabel", "Regression", "CausalLM", "Seq2Seq"),
+    "featherweight.evaluate": ("evaluate", "predict", "generate"),
+    "featherweight.train": ("train",),
+}
+_WHERE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [*_WHERE, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'featherweight' has no attribute {name!r}")
+    plugins = ("featherweight.kernels", "featherweight.interop")  # they register themselves with core
+    for module in plugins if _WHERE[name].startswith("featherweight.core.attach") else ():
+        import_module(module)
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

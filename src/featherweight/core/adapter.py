@@ -1,0 +1,55 @@
+"""An adapter: a small trainable module that is middleware around a frozen host.
+
+It has at most two laws. The activation law `forward(base, *args)` runs around the host's own call; the weight law
+`merge(W)` says which of the host's tensors it rewrites, and how. One of them is enough: without `forward` the host runs
+over the rewritten tensors; without `merge` the adapter works but cannot be folded into weights.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from featherweight.core.errors import NotMergeable
+
+if TYPE_CHECKING:
+    from featherweight.core.host import Base
+
+
+class Adapter(nn.Module):
+    """Base of every adapter; subclasses define `forward`, `merge`, or both."""
+
+    def forward(self, base: "Base", *args: Any, **kwargs: Any) -> Any:
+        """The host's output with this adapter on. `base(...)` is the host with the adapters below already applied."""
+        return base.using(self.merge(base))(*args, **kwargs)
+
+    def merge(self, W: "Mapping[str, Tensor] | Base") -> dict[str, Tensor]:
+        """The tensors this adapter rewrites. `W["weight"]` is the host's tensor after the adapters below."""
+        raise NotMergeable(f"{type(self).__name__} has no weight law: it cannot be merged; keep it attached and save it")
+
+    def learn(self, on: bool) -> None:
+        """Turn training of the parameters on or off; methods with a frozen half override this."""
+        self.requires_grad_(on)
+
+    def added(self) -> int:
+        """How many parameters a model grows by with this adapter on (a replacement adds none)."""
+        return sum(p.numel() for p in self.parameters())
+
+
+class Replace(Adapter):
+    """Trains the host's own tensors as copies: switched off, the base is back bit for bit.
+
+    `held` maps a tensor's name to its trainable copy, in fp32 where the base is in 16 bits; two hosts that share a tied
+    tensor are given the same copy.
+    """
+
+    def __init__(self, held: Mapping[str, nn.Parameter]):
+        super().__init__()
+        for name, copy in held.items():
+            self.register_parameter(name, copy)
+
+    def merge(self, W: "Mapping[str, Tensor] | Base") -> dict[str, Tensor]:
+        return {name: copy.to(W[name].dtype) for name, copy in self.named_parameters(recurse=False)}
+
+    def added(self) -> int:
+        return 0

@@ -1,0 +1,159 @@
+"""Which module is what: blocks, attention, feed-forward, norms, embedding and head of any transformer, by structure.
+
+    blocks     the outermost ModuleLists whose members hold linear layers
+    attention  the largest part of a block that holds the query but no feed-forward layer
+    output     what is left of attention's linears once query, key and value are known
+    up, down   linears of the rest of the block, widening and narrowing
+    head       what the model has beside its trunk
+
+Names (`lexicon.py`) only settle what structure leaves open. Fused projections resolve to slices (`layout.py`).
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from featherweight.core import lexicon
+from featherweight.core.host import base_modules
+from featherweight.core.layout import fused_rows
+from featherweight.core.part import transposed
+from featherweight.core.site import Site, is_norm, kind_of
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Sites by role. `blocks` are in order, the encoder's before the decoder's; `head` holds leaves with tensors."""
+
+    blocks: tuple[tuple[str, nn.Module], ...]
+    roles: dict[str, list[Site]] = field(default_factory=dict)
+    generates: bool = False  # the head is a language-model head
+
+    def sites(self, role: str) -> list[Site]:
+        """The sites of a role or of a union of roles, in the model's order, each once."""
+        parts = lexicon.UNIONS.get(role, (role,))
+        return [s for r in parts for s in self.roles.get(r, [])]
+
+
+def anatomy(model: nn.Module) -> Anatomy:
+    """The anatomy of a model; adapters in it are looked through."""
+    blocks = find_blocks(model)
+    roles: defaultdict[str, list[Site]] = defaultdict(list)
+    for path, block in blocks:
+        for site in block_sites(model, path, block):
+            roles[site.role].append(site)
+    roles["norm"] = [Site(p, m, "norm") for p, m in base_modules(model) if is_norm(m)]
+    head, generates = find_head(model)
+    roles["head"] = head
+    inside = {id(s.module) for s in head}
+    within = [m for _, m in blocks] or [model]
+    linears = {id(m) for b in within for _, m in base_modules(b) if kind_of(m) == "linear"} - inside
+    roles["linear"] = [Site(p, m, "linear") for p, m in base_modules(model) if id(m) in linears]
+    roles["embedding"] = find_embedding(model)
+    return Anatomy(tuple(blocks), dict(roles), generates)
+
+
+def find_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    found: list[tuple[str, nn.Module]] = []
+    lists: list[str] = []
+    for path, module in base_modules(model):
+        if not isinstance(module, nn.ModuleList) or any(path.startswith(p + ".") for p in lists):
+            continue
+        if len(module) and all(any(kind_of(m) == "linear" for _, m in base_modules(b)) for b in module):
+            lists.append(path)
+            found += [(f"{path}.{i}", block) for i, block in enumerate(module)]
+    return found
+
+
+def block_sites(model: nn.Module, path: str, block: nn.Module) -> list[Site]:
+    """The attention and feed-forward sites of one block."""
+    linears = {p: m for p, m in base_modules(block) if kind_of(m) == "linear" and p}
+    roots = attention_roots(linears)
+    sites = []
+    for p, module in linears.items():
+        root = next((r for r in roots if p.startswith(r + ".")), None)
+        role = attention_role(p, linears, root) if root else mlp_role(p, module, block)
+        leaf = p.rsplit(".", 1)[-1]
+        if role == "fused":
+            names, layout = lexicon.FUSED[leaf]
+            rows = fused_rows(model, f"{path}.{p}", module, names, layout)
+            sites += [Site(f"{path}.{p}", module, name, rows[name]) for name in names]
+        elif role:
+            sites.append(Site(f"{path}.{p}", module, role))
+    return sites
+
+
+def attention_roots(linears: dict[str, nn.Module]) -> list[str]:
+    """For each query or fused projection the largest enclosing part of the block without a widening feed-forward layer."""
+    roots = []
+    for p in linears:
+        leaf = p.rsplit(".", 1)[-1]
+        if leaf not in lexicon.QUERY and lexicon.FUSED.get(leaf, ((),))[0][:1] != ("query",):
+            continue
+        root = p
+        for end in reversed([i for i, c in enumerate(p) if c == "."]):
+            if any(widens(q) for q in linears if q.startswith(p[:end] + ".")):
+                break
+            root = p[:end]
+        if root != p and root not in roots:
+            roots.append(root)
+    return roots
+
+
+def widens(p: str) -> bool:
+    leaf = p.rsplit(".", 1)[-1]
+    return leaf in lexicon.UP | lexicon.GATE or leaf == "gate_up_proj" or p.endswith("intermediate.dense")
+
+
+def attention_role(p: str, linears: dict[str, nn.Module], root: str) -> str:
+    leaf = p.rsplit(".", 1)[-1]
+    if leaf in lexicon.FUSED:
+        return "fused"
+    for role, names in (("query", lexicon.QUERY), ("key", lexicon.KEY), ("value", lexicon.VALUE)):
+        if leaf in names:
+            return role
+    taken = lexicon.QUERY | lexicon.KEY | lexicon.VALUE | set(lexicon.FUSED)
+    rest = [q for q in linears if q.startswith(root + ".") and q.rsplit(".", 1)[-1] not in taken and "pos_" not in q]
+    return "output" if rest == [p] else ""
+
+
+def mlp_role(p: str, module: nn.Module, block: nn.Module) -> str:
+    leaf = p.rsplit(".", 1)[-1]
+    if leaf == "gate_up_proj":
+        return "fused"
+    for role, names in (("gate", lexicon.GATE), ("up", lexicon.UP), ("down", lexicon.DOWN)):
+        if leaf in names:
+            return role
+    width = next((m.weight.shape[0] for _, m in base_modules(block) if is_norm(m)), None)
+    out, into = module.weight.shape[::-1] if transposed(module) else module.weight.shape  # type: ignore[union-attr,misc]
+    if out != into and width in (out, into):
+        return "down" if out == width else "up"
+    return ""
+
+
+def find_head(model: nn.Module) -> tuple[list[Site], bool]:
+    """The leaves with tensors of what the model has beside its trunk, and whether they make a language-model head."""
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if output is not None:
+        path = next(p for p, m in base_modules(model) if m is output)
+        return [Site(path, output, "head")], True
+    trunk = getattr(model, "base_model", None)
+    if not isinstance(trunk, nn.Module) or trunk is model:
+        return [], False
+    inside = {id(m) for _, m in base_modules(trunk)}
+    return [Site(p, m, "head") for p, m in base_modules(model) if id(m) not in inside and holds(m)], False
+
+
+def find_embedding(model: nn.Module) -> list[Site]:
+    found = model.get_input_embeddings() if callable(getattr(model, "get_input_embeddings", None)) else None
+    tables = [(p, m) for p, m in base_modules(model) if isinstance(m, nn.Embedding)]
+    if not isinstance(found, nn.Module):
+        found = max((m for _, m in tables), key=lambda m: m.num_embeddings, default=None)
+    return [Site(p, m, "embedding") for p, m in tables if m is found]
+
+
+def holds(module: nn.Module) -> bool:
+    """Whether a module has tensors of its own."""
+    return any(p is not None for p in module._parameters.values())
+
+

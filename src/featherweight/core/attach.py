@@ -1,0 +1,115 @@
+"""attach and detach: put a method's adapters on a model in place, and take them off bit-exactly."""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+from torch import nn
+
+from featherweight.core.adapter import Adapter
+from featherweight.core.anatomy import anatomy
+from featherweight.core.errors import InputError, Problem, did_you_mean, listed
+from featherweight.core.host import base_modules, base_parameters, become_host, hosts, leave_host
+from featherweight.core.method import Method
+from featherweight.core.part import Part, Parts
+from featherweight.core.replace import copies, replacement
+from featherweight.core.site import Site
+from featherweight.core.switch import Attached, Switch, refresh, switch_of
+
+# Called with the model after every attach, and after the last detach: interop keeps other libraries at ease here.
+on_attach: list[Callable[[nn.Module], None]] = []
+on_detach: list[Callable[[nn.Module], None]] = []
+
+
+def attach(model: nn.Module, method: Method, name: str = "default", *, head: bool | str = "auto",
+           stack: bool = False, train: bool = True) -> nn.Module:  # fmt: skip
+    """Put `method` on the model under `name`, in place, and make it the only active one (`stack=True`: the top one).
+
+    The base is frozen at the first attach. `head="auto"` also trains a copy of the task's head (a classifier, never a
+    language-model head), kept with the adapter; True demands one, False leaves the head frozen. `train=False` attaches for use only.
+    Raises InputError when the name is taken or the method hits nothing; the model is then as it was.
+    """
+    switch = switch_of(model)
+    check(method, name, switch)
+    sites = list(method.hosts(model))
+    if not sites:
+        raise InputError(Problem(f"{method!r} hits nothing in {type(model).__name__}",
+                                 fix=f"modules: {listed([p for p, _ in base_modules(model) if p], 40)}"))  # fmt: skip
+    made = build(model, method, sites)
+    taken = {id(module) for module, _, _ in made.values()}
+    trunk = anatomy(model) if head else None
+    heads = [s for s in trunk.sites("head") if id(s.module) not in taken] if trunk and (head is True or not trunk.generates) else []
+    if head is True and not trunk.sites("head"):  # type: ignore[union-attr]
+        raise InputError(Problem("the model has no task head to train", "head", got=type(model).__name__, fix="pass head=False"))
+    shared = copies(model)
+    made |= {s.path: (s.module, replacement(s, shared), s.path) for s in heads}
+    freeze(model, switch)
+    for module, adapter, path in made.values():
+        become_host(module, switch, path)
+        module.adapters[name] = adapter  # type: ignore[index,union-attr,operator]
+    switch.attached[name] = Attached(method, bool(heads), train)
+    switch.active = (*switch.active, name) if stack else (name,)
+    refresh(model)
+    for hook in on_attach:
+        hook(model)
+    return model
+
+
+def check(method: Method, name: str, switch: Switch) -> None:
+    if not isinstance(method, Method):
+        raise InputError(Problem("not a method", "attach", expected="a method such as fw.LoRA(rank=8)", got=repr(method)))
+    if not name or "." in name:
+        raise InputError(Problem("not a name for an adapter", "name", expected="text without a dot", got=repr(name)))
+    if name in switch.attached:
+        raise InputError(Problem("an adapter of this name is attached already", "name", got=repr(name),
+                                 fix="detach it first, or choose another name"))  # fmt: skip
+
+
+def build(model: nn.Module, method: Method, sites: list[Site]) -> dict[str, tuple[nn.Module, Adapter, str]]:
+    """path -> (module, adapter, path), before anything in the model is touched; slices of one module go together."""
+    shared = method.shared(model)
+    made: dict[str, tuple[nn.Module, Adapter, str]] = {}
+    parts: defaultdict[str, dict[str, tuple[Part, Adapter]]] = defaultdict(dict)
+    for site in sites:
+        adapter = method.build(site, shared)
+        if site.whole:
+            made[site.path] = (site.module, adapter, site.path)
+        else:
+            parts[site.path][site.role if site.rows is not None else "whole"] = (site.host, adapter)
+            made[site.path] = (site.module, adapter, site.path)
+    for path, of in parts.items():
+        both = Parts({r: p for r, (p, _) in of.items()}, {r: a for r, (_, a) in of.items()})
+        made[path] = (made[path][0], both, path)
+    return made
+
+
+def freeze(model: nn.Module, switch: Switch) -> None:
+    """Freeze the base, once; what trained before is remembered for detach."""
+    if not switch.attached:
+        switch.thawed = [p for _, p in base_parameters(model) if p.requires_grad]
+        for _, p in base_parameters(model):
+            p.requires_grad_(False)
+
+
+def detach(model: nn.Module, name: str | None = None) -> nn.Module:
+    """Take one adapter off, or all of them; after the last the model is bit for bit, and class for class, as before."""
+    switch = switch_of(model)
+    names = list(switch.attached) if name is None else [name]
+    if name is not None and name not in switch.attached:
+        raise InputError(Problem("no adapter of this name", "detach", got=repr(name), fix=did_you_mean(name, switch.attached)))
+    for _, host in list(hosts(model)):
+        for n in names:
+            if n in host.adapters:
+                del host.adapters[n]
+        if not host.adapters:
+            leave_host(host)
+    for n in names:
+        switch.attached.pop(n)
+    switch.active = tuple(n for n in switch.active if n in switch.attached)
+    if switch.attached:
+        refresh(model)
+        return model
+    for p in switch.thawed:
+        p.requires_grad_(True)
+    for hook in on_detach:
+        hook(model)
+    return model

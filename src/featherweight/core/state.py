@@ -1,0 +1,67 @@
+"""An adapter's tensors by name: what is saved, and a load that is strict in both directions.
+
+    <path of host>.<parameter>             model.layers.0.self_attn.q_proj.lora_A.weight
+    <path of host>.<slice>.<parameter>     transformer.h.0.attn.c_attn.query.lora_A.weight   (whole: all of a Conv1D)
+"""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.core.adapter import Adapter
+from featherweight.core.errors import InputError, Problem, did_you_mean, raise_all
+from featherweight.core.host import hosts
+from featherweight.core.part import Parts
+from featherweight.core.switch import switch_of
+
+
+def adapters(model: nn.Module, name: str) -> dict[str, Adapter]:
+    """path of the host -> the adapter called `name` on it."""
+    state = switch_of(model)
+    if name not in state.attached:
+        raise InputError(Problem("no adapter of this name", got=repr(name), fix=did_you_mean(name, state.attached)))
+    return {path: host.adapters[name] for path, host in hosts(model) if name in host.adapters}
+
+
+def live(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """The adapter's own tensors (not copies) by key, each tensor once."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for path, adapter in adapters(model, name).items():
+        own = adapter.of if isinstance(adapter, Parts) else adapter
+        for key, tensor in own.state_dict(keep_vars=True).items():
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[f"{path}.{key}" if path else key] = tensor
+    return found
+
+
+def state(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """A detached copy-free snapshot: key -> tensor, in the model's order."""
+    return {key: tensor.detach() for key, tensor in live(model, name).items()}
+
+
+def load_state(model: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into an attached adapter; missing, extra and misshapen ones are listed together and nothing is copied."""
+    own = live(model, name)
+    missing = [k for k in own if k not in tensors]
+    extra = [k for k in tensors if k not in own]
+    problems = [Problem("missing tensor", k, expected=shape(own[k]), fix=near(k, extra)) for k in missing]
+    problems += [Problem("unexpected tensor", k, got=shape(tensors[k]), fix=near(k, missing)) for k in extra]
+    problems += [Problem("wrong shape", k, expected=shape(own[k]), got=shape(t)) for k, t in tensors.items()
+                 if k in own and own[k].shape != t.shape]  # fmt: skip
+    raise_all(problems)
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            own[key].copy_(tensor)
+
+
+def shape(t: Tensor) -> str:
+    return f"{tuple(t.shape)}"
+
+
+def near(key: str, others: list[str]) -> str:
+    close = get_close_matches(key, others, n=1, cutoff=0.8)
+    return f"misspelt {close[0]!r}?" if close else ""

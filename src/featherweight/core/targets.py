@@ -1,0 +1,80 @@
+"""`targets=`: roles, regexes or a predicate -> sites. What matches nothing is an error that lists what is there."""
+
+import re
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from featherweight.core.anatomy import anatomy
+from featherweight.core.errors import InputError, Problem, did_you_mean, listed, raise_all
+from featherweight.core.host import base_modules
+from featherweight.core.lexicon import ROLES
+from featherweight.core.site import Site, kind_of
+
+Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
+
+# These read the weights of their children without calling them: an adapter on such a child would be ignored.
+UNCALLED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
+def resolve(model: nn.Module, targets: Targets, kinds: Sequence[str]) -> list[Site]:
+    """The sites that `targets` names among modules of the given kinds (`linear conv embedding norm other`).
+
+    A string is a role (`"query"`, `"attention"`, `"linear"` ...), else a regex that must match a module's whole path or
+    its end at a dot (`"q_proj"`, `"layers.[01].mlp.*"`). A sequence is the union of its entries, each of which must match. A
+    predicate is called with (path, module). Raises InputError for whatever matches nothing.
+    """
+    open_to = [(p, m) for p, m in base_modules(model) if kind_of(m) in kinds and p or (m is model and kind_of(m) in kinds)]
+    if callable(targets):
+        found = [Site(p, m) for p, m in open_to if targets(p, m)]
+        if not found:
+            raise InputError(nothing("the predicate", model, open_to, kinds))
+    else:
+        entries = (targets,) if isinstance(targets, str) else tuple(targets)
+        matched = {t: matches(model, t, open_to, kinds) for t in entries}
+        raise_all(nothing(repr(t), model, open_to, kinds, t) for t, sites in matched.items() if not sites)
+        found = [s for sites in matched.values() for s in sites]
+    raise_all(refused(s, model) for s in found if refused(s, model))  # type: ignore[misc]
+    return once(found, model)
+
+
+def matches(model: nn.Module, target: str, open_to: list[tuple[str, nn.Module]], kinds: Sequence[str]) -> list[Site]:
+    if target in ROLES:
+        return [s for s in anatomy(model).sites(target) if s.kind in kinds]
+    try:
+        pattern = re.compile(rf"(?:.*\.)?(?:{target})")
+    except re.error as error:
+        raise InputError(Problem("not a role and not a regex", "targets", got=f"{target!r} ({error})",
+                                 fix=did_you_mean(target, ROLES))) from error  # fmt: skip
+    return [Site(p, m) for p, m in open_to if pattern.fullmatch(p)]
+
+
+def once(sites: list[Site], model: nn.Module) -> list[Site]:
+    """Each place once, in the model's order; a module named whole swallows its slices."""
+    whole = {id(s.module) for s in sites if s.rows is None}
+    order = {id(m): i for i, (_, m) in enumerate(base_modules(model))}
+    kept: dict[tuple[int, str], Site] = {}
+    for s in sites:
+        if s.rows is None or id(s.module) not in whole:
+            kept.setdefault((id(s.module), "" if s.rows is None else s.role), s)
+    return sorted(kept.values(), key=lambda s: order[id(s.module)])
+
+
+def nothing(what: str, model: nn.Module, open_to: list[tuple[str, nn.Module]], kinds: Sequence[str], entry: str = "") -> Problem:
+    """The problem of a target that hit nothing: the modules and roles there are, and the nearest name."""
+    there = anatomy(model)
+    roles = [r for r in ROLES if any(s.kind in kinds for s in there.sites(r))]
+    shapes = sorted({re.sub(r"\d+", "N", p) for p, _ in open_to})
+    near = did_you_mean(entry, [*roles, *{p.rsplit(".", 1)[-1] for p, _ in open_to}]) if entry else ""
+    fix = f"{near}; modules: {listed(shapes, 40)}; roles: {listed(roles)}" if near.startswith("did") else (
+        f"modules: {listed(shapes, 40)}; roles: {listed(roles)}")  # fmt: skip
+    return Problem(f"{what} matches none of the model's {'/'.join(kinds)} modules", "targets", fix=fix)
+
+
+def refused(site: Site, model: nn.Module) -> Problem | None:
+    parents = [m for p, m in base_modules(model) if isinstance(m, UNCALLED) and site.path.startswith(p + "." if p else "")]
+    if not parents or site.module in parents:
+        return None
+    kind = type(parents[-1]).__name__
+    return Problem(f"{kind} reads this module's weight without calling it: an adapter here would be ignored", site.path,
+                   fix="leave it out of the targets")  # fmt: skip
