@@ -1,0 +1,11 @@
+"""What a batch means: encoding, loss, predictions and scores of each kind of task."""
+
+from featherweight.tasks.causal import CausalLM
+from featherweight.tasks.classification import Classification
+from featherweight.tasks.multilabel import MultiLabel
+from featherweight.tasks.pick import task_for
+from featherweight.tasks.regression import Regression
+from featherweight.tasks.seq2seq import Seq2Seq
+from featherweight.tasks.task import Task
+
+__all__ = ["CausalLM", "Classification", "MultiLabel", "Regression", "Seq2Seq", "Task", "task_for"]

@@ -1,0 +1,67 @@
+"""What a model can take: its vocabulary against the tokenizer's, its positions against a length, a padding token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from featherweight.core.errors import InputError, Problem
+from featherweight.tasks.modes import inner
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def check_vocabulary(model: nn.Module, tokenizer: Any) -> None:
+    """Raise InputError where the tokenizer makes ids that the model's input embedding has no row for."""
+    rows = int(inner(model).get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
+    if beyond:
+        first = min(beyond, key=beyond.__getitem__)
+        raise InputError(Problem(
+            "the tokenizer does not belong to this model", "tokenizer", f"ids below {rows}, the rows of its embedding",
+            f"{len(beyond)} tokens beyond it, the first {first!r} = {beyond[first]}",
+            "use the model's own tokenizer, or model.resize_token_embeddings(len(tokenizer)) before attaching",
+        ))  # fmt: skip
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """The longest input in tokens, None where the positions of the model have no end (T5, ALiBi, state spaces)."""
+    config = getattr(inner(model), "config", None)
+    text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+    limit = getattr(text, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    for name, module in inner(model).named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return limit - int(module.padding_idx) - 1  # RoBERTa counts from padding_idx + 1
+    return limit
+
+
+def check_length(model: nn.Module, length: int | None) -> int | None:
+    """The length to cut texts at: what was asked for, else the model's limit; None where neither is known.
+
+    Raises InputError for a length that the model has no positions for.
+    """
+    limit = position_limit(model)
+    if length is None:
+        return limit
+    if length < 1 or (limit is not None and length > limit):
+        raise InputError(Problem("no such length", "length", f"1 to {limit}" if limit else "at least 1", str(length),
+                                 "leave it out to use all positions of the model"))  # fmt: skip
+    return length
+
+
+def pad_id(model: nn.Module, tokenizer: Any) -> int:
+    """The id that fills short rows: the tokenizer's, the model's, else EOS or 0 (masked, so any id will do).
+
+    Sequence classifiers over decoders find a row's last token by `config.pad_token_id`: it is set where missing.
+    """
+    config = getattr(inner(model), "config", None)
+    text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+    choices = (getattr(tokenizer, "pad_token_id", None), getattr(text, "pad_token_id", None),
+               getattr(tokenizer, "eos_token_id", None), 0)  # fmt: skip
+    pad = next(int(i) for i in choices if i is not None and int(i) >= 0)
+    for owner in (config, text):
+        if owner is not None and getattr(owner, "pad_token_id", None) is None:
+            owner.pad_token_id = pad
+    return pad

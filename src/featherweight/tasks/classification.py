@@ -1,0 +1,93 @@
+"""One label per row, from one text or a pair: cross-entropy over a classification head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from featherweight.core.errors import Problem, raise_all
+from featherweight.tasks import metrics
+from featherweight.tasks.heads import head_logits
+from featherweight.tasks.labels import label_name, ordered, unseen
+from featherweight.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from featherweight.data.types import Encoded, Example
+
+
+@dataclass(frozen=True, repr=False)
+class Classification(Task):
+    """`labels` in the order of the model's outputs, learned from the training rows when empty; `pair` says that rows
+    have two texts. A prediction is the probability of each label, in order."""
+
+    labels: tuple[str, ...] = ()
+    pair: bool = False
+
+    auto: ClassVar[str] = "AutoModelForSequenceClassification"
+    shapes: ClassVar[tuple[str, ...]] = ("classification", "pair")
+    best: ClassVar[tuple[str, bool]] = ("accuracy", True)
+
+    def fit(self, examples: Sequence[Example]) -> Self:
+        raise_all(Problem("no label in a training row", e.where, "a label") for e in examples if e.label is None)
+        labels = self.labels or ordered(label_name(e.label) for e in examples)
+        if len(labels) < 2:
+            raise_all([Problem("fewer than two labels to tell apart", "label", "at least two", repr(labels))])
+        fitted = replace(self, labels=labels, pair=any(e.pair is not None for e in examples))
+        raise_all(fitted.check(examples))
+        return fitted
+
+    def check(self, examples: Sequence[Example]) -> list[Problem]:
+        known = set(self.labels)
+        names = ((label_name(e.label), e.where) for e in examples if e.label is not None)
+        return [unseen(name, self.labels, where) for name, where in names if name not in known]
+
+    def model_options(self) -> dict[str, Any]:
+        return {
+            "num_labels": len(self.labels),
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": {name: i for i, name in enumerate(self.labels)},
+            "problem_type": "single_label_classification",
+        }
+
+    def encode(self, example: Example, tokenizer: Any, length: int | None) -> Encoded:
+        from featherweight.data.encode import encode_text
+
+        raise_all(self.check([example]))
+        label = None if example.label is None else self.labels.index(label_name(example.label))
+        return replace(encode_text(example, tokenizer, length), labels=label)
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        from torch.nn.functional import cross_entropy
+
+        labels = batch["labels"]  # (batch,)
+        return cross_entropy(head_logits(model, batch), labels, reduction="sum"), (labels != -100).sum()
+
+    def predict(self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any) -> list[Any]:
+        chances: list[Any] = head_logits(model, batch).softmax(-1).tolist()
+        return chances
+
+    def reference(self, example: Example) -> Any:
+        return None if example.label is None else label_name(example.label)
+
+    def choice(self, prediction: Sequence[float]) -> str:
+        """The most probable label."""
+        return self.labels[max(range(len(self.labels)), key=prediction.__getitem__)]
+
+    def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+        chosen = [self.choice(p) for p in predictions]
+        scores = {
+            "accuracy": metrics.accuracy(chosen, references),
+            "macro_f1": metrics.macro_f1(chosen, references),
+            "matthews": metrics.matthews(chosen, references),
+        }
+        if len(self.labels) == 2:
+            scores["f1"] = metrics.f1(chosen, references, positive=self.labels[1])
+        return scores
+
+    def answer(self, prediction: Any) -> dict[str, Any]:
+        label = self.choice(prediction)
+        named = dict(zip(self.labels, prediction, strict=True))
+        return {"label": label, "probability": named[label], "probabilities": named}

@@ -1,0 +1,61 @@
+"""Text from token ids, a batch at a time: prompts are padded on the left, where the next token is appended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from featherweight.core.errors import InputError, Problem
+from featherweight.tasks.check import pad_id, position_limit
+from featherweight.tasks.modes import inner
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def continue_prompts(
+    model: nn.Module, prompts: Sequence[Sequence[int]], tokenizer: Any, max_new_tokens: int, **options: Any
+) -> list[str]:
+    """The text that a causal model appends to each prompt (token ids), greedy unless `options` of `generate` say else.
+
+    A model of few positions gets as many new tokens as fit; a prompt that leaves no room is an InputError.
+    """
+    pad = pad_id(model, tokenizer)
+    ids, mask = left_padded(prompts, pad)
+    limit = position_limit(model)
+    room = max_new_tokens if limit is None else min(max_new_tokens, limit - ids.shape[1])
+    if room < 1 or not all(prompts):
+        raise InputError(Problem("cannot generate", "prompt", f"1 to {(limit or 2) - 1} tokens",
+                                 f"{min(map(len, prompts))} to {ids.shape[1]}"))  # fmt: skip
+    out = run(model, ids, mask, pad, room, options)
+    return decoded(out[:, ids.shape[1] :], tokenizer)
+
+
+def transform(
+    model: nn.Module, ids: Tensor, mask: Tensor, tokenizer: Any, max_new_tokens: int, **options: Any
+) -> list[str]:
+    """The text that an encoder-decoder makes of each row of `ids` (batch, seq)."""
+    return decoded(run(model, ids, mask, pad_id(model, tokenizer), max_new_tokens, options), tokenizer)
+
+
+def run(model: nn.Module, ids: Tensor, mask: Tensor, pad: int, new: int, options: dict[str, Any]) -> Tensor:
+    base = inner(model)
+    device = next(base.parameters()).device
+    settings: dict[str, Any] = {"do_sample": False, "pad_token_id": pad, "max_new_tokens": new, **options}
+    made: Tensor = base.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **settings)  # type: ignore[operator]
+    return made
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """(batch, longest) ids and mask of ragged rows, padding in front."""
+    longest = max(map(len, rows))
+    ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def decoded(ids: Tensor, tokenizer: Any) -> list[str]:
+    return [text.strip() for text in tokenizer.batch_decode(ids.tolist(), skip_special_tokens=True)]

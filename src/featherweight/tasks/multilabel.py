@@ -1,0 +1,97 @@
+"""Any number of labels per row: binary cross-entropy, a label is given where its probability is >= 0.5."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from featherweight.core.errors import Problem, raise_all
+from featherweight.tasks import metrics
+from featherweight.tasks.heads import head_logits
+from featherweight.tasks.labels import label_name, ordered, unseen
+from featherweight.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from featherweight.data.types import Encoded, Example
+
+THRESHOLD = 0.5
+
+
+@dataclass(frozen=True, repr=False)
+class MultiLabel(Task):
+    """`labels` in the order of the model's outputs. The loss of a row is the mean over its labels, as in
+    BCEWithLogitsLoss, so that the loss does not grow with their number; a unit is a row."""
+
+    labels: tuple[str, ...] = ()
+
+    auto: ClassVar[str] = "AutoModelForSequenceClassification"
+    shapes: ClassVar[tuple[str, ...]] = ("multilabel",)
+    best: ClassVar[tuple[str, bool]] = ("macro_f1", True)
+
+    def fit(self, examples: Sequence[Example]) -> Self:
+        raise_all(Problem("no labels in a training row", e.where, "a list of labels, possibly empty")
+                  for e in examples if e.label is None)  # fmt: skip
+        labels = self.labels or ordered(name for e in examples for name in names_of(e))
+        if not labels:
+            raise_all([Problem("no row has any label", "labels", "at least one label in the training data")])
+        fitted = replace(self, labels=labels)
+        raise_all(fitted.check(examples))
+        return fitted
+
+    def check(self, examples: Sequence[Example]) -> list[Problem]:
+        known = set(self.labels)
+        return [unseen(n, self.labels, e.where) for e in examples for n in names_of(e) if n not in known]
+
+    def model_options(self) -> dict[str, Any]:
+        return {
+            "num_labels": len(self.labels),
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": {name: i for i, name in enumerate(self.labels)},
+            "problem_type": "multi_label_classification",
+        }
+
+    def encode(self, example: Example, tokenizer: Any, length: int | None) -> Encoded:
+        from featherweight.data.encode import encode_text
+
+        raise_all(self.check([example]))
+        given = set(names_of(example))
+        target = None if example.label is None else [float(name in given) for name in self.labels]
+        return replace(encode_text(example, tokenizer, length), labels=target)
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        from torch.nn.functional import binary_cross_entropy_with_logits as bce
+
+        logits, labels = head_logits(model, batch), batch["labels"].float()  # (batch, labels)
+        return bce(logits, labels, reduction="none").mean(-1).sum(), labels.new_tensor(len(labels))
+
+    def predict(self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any) -> list[Any]:
+        chances: list[Any] = head_logits(model, batch).sigmoid().tolist()
+        return chances
+
+    def reference(self, example: Example) -> Any:
+        return None if example.label is None else tuple(names_of(example))
+
+    def chosen(self, prediction: Sequence[float]) -> tuple[str, ...]:
+        """The labels whose probability reaches the threshold."""
+        return tuple(name for name, p in zip(self.labels, prediction, strict=True) if p >= THRESHOLD)
+
+    def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+        chosen = [self.chosen(p) for p in predictions]
+        return {
+            "macro_f1": metrics.multilabel_f1(chosen, references, self.labels, "macro"),
+            "micro_f1": metrics.multilabel_f1(chosen, references, self.labels, "micro"),
+            "accuracy": metrics.accuracy([tuple(sorted(c)) for c in chosen], [tuple(sorted(r)) for r in references]),
+        }
+
+    def answer(self, prediction: Any) -> dict[str, Any]:
+        named = dict(zip(self.labels, prediction, strict=True))
+        return {"labels": list(self.chosen(prediction)), "probabilities": named}
+
+
+def names_of(example: Example) -> list[str]:
+    """The distinct label names of a row, in its order; none where it is unlabelled."""
+    given = () if example.label is None else example.label
+    return list(dict.fromkeys(map(label_name, (given,) if isinstance(given, str) else given)))

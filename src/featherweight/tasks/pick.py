@@ -1,0 +1,22 @@
+"""The task that a data shape asks for."""
+
+from typing import Any
+
+from featherweight.core.errors import InputError, Problem, listed
+from featherweight.tasks.causal import CausalLM
+from featherweight.tasks.classification import Classification
+from featherweight.tasks.multilabel import MultiLabel
+from featherweight.tasks.regression import Regression
+from featherweight.tasks.task import Task
+
+DEFAULTS: tuple[type[Task], ...] = (Classification, MultiLabel, Regression, CausalLM)
+
+
+def task_for(shape: Any) -> Task:
+    """The default task of a `Shape` or of its name. Prompt/completion is a causal LM's unless Seq2Seq is asked."""
+    name = str(getattr(shape, "name", shape))
+    for kind in DEFAULTS:
+        if name in kind.shapes:
+            return kind()
+    known = [s for kind in DEFAULTS for s in kind.shapes]
+    raise InputError(Problem("no task takes this shape of data", "task", f"one of {listed(known)}", repr(name)))

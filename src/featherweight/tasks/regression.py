@@ -1,0 +1,74 @@
+"""A number per row: squared error over a one-output head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from featherweight.core.errors import Problem, raise_all
+from featherweight.tasks import metrics
+from featherweight.tasks.heads import head_logits
+from featherweight.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from featherweight.data.types import Encoded, Example
+
+
+@dataclass(frozen=True, repr=False)
+class Regression(Task):
+    """Scores as they stand in the data: no rescaling. A prediction is a float."""
+
+    auto: ClassVar[str] = "AutoModelForSequenceClassification"
+    shapes: ClassVar[tuple[str, ...]] = ("regression",)
+    best: ClassVar[tuple[str, bool]] = ("pearson", True)
+
+    def fit(self, examples: Sequence[Example]) -> Self:
+        raise_all([Problem("no score in a training row", e.where, "a number") for e in examples if e.label is None]
+                  + self.check(examples))  # fmt: skip
+        return self
+
+    def check(self, examples: Sequence[Example]) -> list[Problem]:
+        return [Problem("not a finite number", e.where, "a score", repr(e.label))
+                for e in examples if e.label is not None and not finite(e.label)]  # fmt: skip
+
+    def model_options(self) -> dict[str, Any]:
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    def encode(self, example: Example, tokenizer: Any, length: int | None) -> Encoded:
+        from featherweight.data.encode import encode_text
+
+        raise_all(self.check([example]))
+        return replace(encode_text(example, tokenizer, length), labels=self.reference(example))
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        labels = batch["labels"].float()  # (batch,)
+        return (head_logits(model, batch).squeeze(-1) - labels).square().sum(), labels.new_tensor(len(labels))
+
+    def predict(self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any) -> list[Any]:
+        scores: list[Any] = head_logits(model, batch).squeeze(-1).tolist()
+        return scores
+
+    def reference(self, example: Example) -> Any:
+        return None if example.label is None else float(example.label)
+
+    def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+        return {
+            "pearson": metrics.pearson(predictions, references),
+            "spearman": metrics.spearman(predictions, references),
+            "mse": metrics.mean_squared_error(predictions, references),
+        }
+
+    def answer(self, prediction: Any) -> dict[str, Any]:
+        return {"score": prediction}
+
+
+def finite(value: Any) -> bool:
+    """Whether a field reads as a finite number."""
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False

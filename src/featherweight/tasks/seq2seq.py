@@ -1,0 +1,56 @@
+"""An encoder reads one text, a decoder writes another: T5, BART and their kin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from featherweight.tasks.metrics import exact_match
+from featherweight.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from featherweight.data.types import Encoded, Example
+
+
+@dataclass(frozen=True, repr=False)
+class Seq2Seq(Task):
+    """Cross-entropy (nats) on the target's tokens; a unit is a target token. A prediction is generated text of at most
+    `max_new_tokens` tokens, greedy."""
+
+    max_new_tokens: int = 128
+
+    auto: ClassVar[str] = "AutoModelForSeq2SeqLM"
+    shapes: ClassVar[tuple[str, ...]] = ("completion", "instruction")
+    generates: ClassVar[bool] = True
+
+    def encode(self, example: Example, tokenizer: Any, length: int | None) -> Encoded:
+        from featherweight.data.encode import encode_seq2seq
+
+        return encode_seq2seq(example, tokenizer, length)
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        from featherweight.tasks.modes import inner
+        from featherweight.tasks.token_loss import IGNORED, token_loss
+
+        labels = batch["labels"]  # (batch, target seq): position t of the decoder predicts labels[:, t]
+        shifted = inner(model).prepare_decoder_input_ids_from_labels(labels)  # type: ignore[operator]
+        given = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        return token_loss(model, {**given, "decoder_input_ids": shifted}, labels), (labels != IGNORED).sum()
+
+    def predict(self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any) -> list[Any]:
+        from featherweight.tasks.generation import transform
+
+        return transform(model, batch["input_ids"], batch["attention_mask"], tokenizer, self.max_new_tokens)
+
+    def reference(self, example: Example) -> Any:
+        texts = [turn.text for turn in example.turns if turn.trained]
+        return "".join(texts).strip() if texts else None
+
+    def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+        return {"exact_match": exact_match(predictions, [[r] for r in references])}
+
+    def answer(self, prediction: Any) -> dict[str, Any]:
+        return {"text": prediction}

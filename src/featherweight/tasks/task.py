@@ -1,0 +1,63 @@
+"""The contract of a task: what a batch means, what is minimized, what is answered and how answers are scored."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from featherweight.core.errors import Problem
+from featherweight.core.noun import Noun
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from featherweight.data.types import Encoded, Example
+
+
+@dataclass(frozen=True, repr=False)
+class Task(Noun):
+    """Base of every task. Losses are sums with their number of units (rows, or trained tokens), never means: the caller
+    divides by the units of the whole accumulated, all-rank batch, so accumulation and ranks are exact."""
+
+    auto: ClassVar[str] = ""
+    shapes: ClassVar[tuple[str, ...]] = ()
+    best: ClassVar[tuple[str, bool]] = ("loss", False)
+    generates: ClassVar[bool] = False  # predictions are text: costly, made only where they are asked for
+
+    def fit(self, examples: Sequence[Example]) -> Self:
+        """The task with what the training examples decide (labels). Raises InputError over every bad example."""
+        return self
+
+    def check(self, examples: Sequence[Example]) -> list[Problem]:
+        """Everything about these examples that this task cannot take; an unlabelled example is fine."""
+        return []
+
+    def model_options(self) -> dict[str, Any]:
+        """Keyword arguments of `from_pretrained` that the task decides: num_labels, id2label, problem_type."""
+        return {}
+
+    @abstractmethod
+    def encode(self, example: Example, tokenizer: Any, length: int | None) -> Encoded:
+        """Token ids and label of one example, cut to `length` tokens (`.truncated` says how many were cut)."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The loss summed over units and the number of units, both 0-d; the sum is fp32 and carries the gradient."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any) -> list[Any]:
+        """One prediction per row of the batch. The caller sets eval mode and turns gradients off."""
+
+    @abstractmethod
+    def reference(self, example: Example) -> Any:
+        """What a perfect prediction of this example is compared with; None where the example is unlabelled."""
+
+    @abstractmethod
+    def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+        """Metrics over a whole split."""
+
+    @abstractmethod
+    def answer(self, prediction: Any) -> dict[str, Any]:
+        """What `fw predict` writes for one row."""
