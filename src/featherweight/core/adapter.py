@@ -25,7 +25,9 @@ class Adapter(nn.Module):
 
     def merge(self, W: "Mapping[str, Tensor] | Base") -> dict[str, Tensor]:
         """The tensors this adapter rewrites. `W["weight"]` is the host's tensor after the adapters below."""
-        raise NotMergeable(f"{type(self).__name__} has no weight law: it cannot be merged; keep it attached and save it")
+        raise NotMergeable(
+            f"{type(self).__name__} has no weight law: it cannot be merged; keep it attached and save it"
+        )
 
     def learn(self, on: bool) -> None:
         """Turn training of the parameters on or off; methods with a frozen half override this."""

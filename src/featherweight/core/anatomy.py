@@ -11,6 +11,7 @@ Names (`lexicon.py`) only settle what structure leaves open. Fused projections r
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -84,7 +85,7 @@ def block_sites(model: nn.Module, path: str, block: nn.Module) -> list[Site]:
 
 
 def attention_roots(linears: dict[str, nn.Module]) -> list[str]:
-    """For each query or fused projection the largest enclosing part of the block without a widening feed-forward layer."""
+    """For each query or fused projection the largest part of the block around it without a widening layer."""
     roots = []
     for p in linears:
         leaf = p.rsplit(".", 1)[-1]
@@ -124,8 +125,9 @@ def mlp_role(p: str, module: nn.Module, block: nn.Module) -> str:
     for role, names in (("gate", lexicon.GATE), ("up", lexicon.UP), ("down", lexicon.DOWN)):
         if leaf in names:
             return role
-    width = next((m.weight.shape[0] for _, m in base_modules(block) if is_norm(m)), None)
-    out, into = module.weight.shape[::-1] if transposed(module) else module.weight.shape  # type: ignore[union-attr,misc]
+    width = next((m._parameters["weight"].shape[0] for _, m in base_modules(block) if is_norm(m)), None)  # type: ignore[union-attr]
+    weight: Any = module.weight
+    out, into = weight.shape[::-1] if transposed(module) else weight.shape
     if out != into and width in (out, into):
         return "down" if out == width else "up"
     return ""
@@ -133,7 +135,7 @@ def mlp_role(p: str, module: nn.Module, block: nn.Module) -> str:
 
 def find_head(model: nn.Module) -> tuple[list[Site], bool]:
     """The leaves with tensors of what the model has beside its trunk, and whether they make a language-model head."""
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     if output is not None:
         path = next(p for p, m in base_modules(model) if m is output)
         return [Site(path, output, "head")], True
@@ -145,15 +147,15 @@ def find_head(model: nn.Module) -> tuple[list[Site], bool]:
 
 
 def find_embedding(model: nn.Module) -> list[Site]:
-    found = model.get_input_embeddings() if callable(getattr(model, "get_input_embeddings", None)) else None
+    """The input embedding; where encoder and decoder each hold the shared table, those two: they are what is called."""
+    found: Any = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None  # type: ignore[operator]
     tables = [(p, m) for p, m in base_modules(model) if isinstance(m, nn.Embedding)]
     if not isinstance(found, nn.Module):
         found = max((m for _, m in tables), key=lambda m: m.num_embeddings, default=None)
-    return [Site(p, m, "embedding") for p, m in tables if m is found]
+    sharers = [(p, m) for p, m in tables if m is not found and found is not None and m.weight is found.weight]
+    return [Site(p, m, "embedding") for p, m in sharers or tables if sharers or m is found]
 
 
 def holds(module: nn.Module) -> bool:
     """Whether a module has tensors of its own."""
     return any(p is not None for p in module._parameters.values())
-
-

@@ -11,41 +11,47 @@ from featherweight.core.errors import InputError, Problem, did_you_mean, listed
 from featherweight.core.host import base_modules, base_parameters, become_host, hosts, leave_host
 from featherweight.core.method import Method
 from featherweight.core.part import Part, Parts
-from featherweight.core.replace import copies, replacement
+from featherweight.core.replace import Copies, replacement
 from featherweight.core.site import Site
 from featherweight.core.switch import Attached, Switch, refresh, switch_of
+
+Made = dict[str, tuple[nn.Module, Adapter]]  # path of the host -> the module, its new adapter
 
 # Called with the model after every attach, and after the last detach: interop keeps other libraries at ease here.
 on_attach: list[Callable[[nn.Module], None]] = []
 on_detach: list[Callable[[nn.Module], None]] = []
 
 
-def attach(model: nn.Module, method: Method, name: str = "default", *, head: bool | str = "auto",
-           stack: bool = False, train: bool = True) -> nn.Module:  # fmt: skip
+def attach(
+    model: nn.Module,
+    method: Method,
+    name: str = "default",
+    *,
+    head: bool | str = "auto",
+    stack: bool = False,
+    train: bool = True,
+) -> nn.Module:
     """Put `method` on the model under `name`, in place, and make it the only active one (`stack=True`: the top one).
 
-    The base is frozen at the first attach. `head="auto"` also trains a copy of the task's head (a classifier, never a
-    language-model head), kept with the adapter; True demands one, False leaves the head frozen. `train=False` attaches for use only.
+    The base is frozen at the first attach. `head="auto"` also trains a copy of the task's head (a classifier,
+    never a language-model head), kept with the adapter; True demands one, False leaves the head frozen. `train=False`
+    attaches for use only.
     Raises InputError when the name is taken or the method hits nothing; the model is then as it was.
     """
     switch = switch_of(model)
     check(method, name, switch)
     sites = list(method.hosts(model))
     if not sites:
-        raise InputError(Problem(f"{method!r} hits nothing in {type(model).__name__}",
-                                 fix=f"modules: {listed([p for p, _ in base_modules(model) if p], 40)}"))  # fmt: skip
+        there = listed([p for p, _ in base_modules(model) if p], 40)
+        raise InputError(Problem(f"{method!r} hits nothing in {type(model).__name__}", fix=f"modules: {there}"))
     made = build(model, method, sites)
-    taken = {id(module) for module, _, _ in made.values()}
-    trunk = anatomy(model) if head else None
-    heads = [s for s in trunk.sites("head") if id(s.module) not in taken] if trunk and (head is True or not trunk.generates) else []
-    if head is True and not trunk.sites("head"):  # type: ignore[union-attr]
-        raise InputError(Problem("the model has no task head to train", "head", got=type(model).__name__, fix="pass head=False"))
-    shared = copies(model)
-    made |= {s.path: (s.module, replacement(s, shared), s.path) for s in heads}
+    heads = heads_beside(model, head, made)
+    shared: Copies = {}
+    made |= {s.path: (s.module, replacement(s, shared)) for s in heads}
     freeze(model, switch)
-    for module, adapter, path in made.values():
+    for path, (module, adapter) in made.items():
         become_host(module, switch, path)
-        module.adapters[name] = adapter  # type: ignore[index,union-attr,operator]
+        vars(module)["_modules"]["adapters"][name] = adapter
     switch.attached[name] = Attached(method, bool(heads), train)
     switch.active = (*switch.active, name) if stack else (name,)
     refresh(model)
@@ -54,31 +60,49 @@ def attach(model: nn.Module, method: Method, name: str = "default", *, head: boo
     return model
 
 
+def heads_beside(model: nn.Module, head: bool | str, made: Made) -> list[Site]:
+    """The sites of the task head that train along with the method and are not its own already."""
+    if not head:
+        return []
+    there = anatomy(model)
+    if head is True and not there.sites("head"):
+        raise InputError(Problem("the model has no head to train", "head", got=type(model).__name__, fix="head=False"))
+    if head is not True and there.generates:
+        return []
+    return [s for s in there.sites("head") if s.path not in made]
+
+
 def check(method: Method, name: str, switch: Switch) -> None:
     if not isinstance(method, Method):
-        raise InputError(Problem("not a method", "attach", expected="a method such as fw.LoRA(rank=8)", got=repr(method)))
+        raise InputError(
+            Problem("not a method", "attach", expected="a method such as fw.LoRA(rank=8)", got=repr(method))
+        )
     if not name or "." in name:
         raise InputError(Problem("not a name for an adapter", "name", expected="text without a dot", got=repr(name)))
     if name in switch.attached:
-        raise InputError(Problem("an adapter of this name is attached already", "name", got=repr(name),
-                                 fix="detach it first, or choose another name"))  # fmt: skip
+        raise InputError(
+            Problem(
+                "an adapter of this name is attached already",
+                "name",
+                got=repr(name),
+                fix="detach it first, or choose another name",
+            )
+        )
 
 
-def build(model: nn.Module, method: Method, sites: list[Site]) -> dict[str, tuple[nn.Module, Adapter, str]]:
-    """path -> (module, adapter, path), before anything in the model is touched; slices of one module go together."""
+def build(model: nn.Module, method: Method, sites: list[Site]) -> Made:
+    """The adapters by path, made before anything in the model is touched; slices of one module go together."""
     shared = method.shared(model)
-    made: dict[str, tuple[nn.Module, Adapter, str]] = {}
+    made: Made = {}
     parts: defaultdict[str, dict[str, tuple[Part, Adapter]]] = defaultdict(dict)
     for site in sites:
         adapter = method.build(site, shared)
-        if site.whole:
-            made[site.path] = (site.module, adapter, site.path)
-        else:
+        made[site.path] = (site.module, adapter)
+        if not site.whole:
             parts[site.path][site.role if site.rows is not None else "whole"] = (site.host, adapter)
-            made[site.path] = (site.module, adapter, site.path)
     for path, of in parts.items():
-        both = Parts({r: p for r, (p, _) in of.items()}, {r: a for r, (_, a) in of.items()})
-        made[path] = (made[path][0], both, path)
+        both = Parts({role: part for role, (part, _) in of.items()}, {role: a for role, (_, a) in of.items()})
+        made[path] = (made[path][0], both)
     return made
 
 
@@ -95,7 +119,9 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     switch = switch_of(model)
     names = list(switch.attached) if name is None else [name]
     if name is not None and name not in switch.attached:
-        raise InputError(Problem("no adapter of this name", "detach", got=repr(name), fix=did_you_mean(name, switch.attached)))
+        raise InputError(
+            Problem("no adapter of this name", "detach", got=repr(name), fix=did_you_mean(name, switch.attached))
+        )
     for _, host in list(hosts(model)):
         for n in names:
             if n in host.adapters:

@@ -21,8 +21,7 @@ class Trainable:
         return 100 * self.trainable / self.total if self.total else 0.0
 
     def __repr__(self) -> str:
-        return (f"trainable params: {self.trainable:,} || all params: {self.total:,} || "
-                f"trainable%: {self.share:.4f}")  # fmt: skip
+        return f"trainable params: {self.trainable:,} || all params: {self.total:,} || trainable%: {self.share:.4f}"
 
 
 def trainable(model: nn.Module) -> Trainable:

@@ -86,7 +86,7 @@ def view(host: Any, weights: dict[str, Tensor]) -> nn.Module:
 
 
 @cache
-def host_class(cls: type[nn.Module]) -> type[nn.Module]:
+def host_class(cls: Any) -> Any:
     """The host class of a module class: one for each, made once."""
 
     @wraps(cls.forward)
@@ -95,29 +95,35 @@ def host_class(cls: type[nn.Module]) -> type[nn.Module]:
         stack = tuple(held[n] for n in self.switch.active if n in held)
         return Base(self, stack)(*args, **kwargs) if stack else cls.forward(self, *args, **kwargs)
 
-    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+    def reduce(self: Any, protocol: Any) -> Any:
         return rebuild, (cls,), self.__dict__
 
-    members = {"forward": forward, "frozen_class": cls, "__reduce_ex__": __reduce_ex__, "__module__": cls.__module__,
-               "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}  # fmt: skip
+    members = {
+        "forward": forward,
+        "frozen_class": cls,
+        "__reduce_ex__": reduce,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+    }
     return type(cls.__name__, (Host, cls), members)
 
 
-def rebuild(cls: type[nn.Module]) -> Any:
+def rebuild(cls: Any) -> Any:
     """Unpickle a host: an empty instance of the host class of `cls`."""
     return object.__new__(host_class(cls))
 
 
-def frozen_class(module: nn.Module) -> type[nn.Module]:
+def frozen_class(module: nn.Module) -> Any:
     """The class of a module as it was before any attach."""
     return module.frozen_class if isinstance(module, Host) else type(module)
 
 
-def reclass(module: nn.Module, cls: type[nn.Module]) -> None:
+def reclass(module: nn.Module, cls: Any) -> None:
     """The one way a module's class changes: a host stays a host, and bound forwards kept by others are re-pointed."""
     module.__class__ = host_class(cls) if isinstance(module, Host) else cls
     if "_old_forward" in vars(module):  # accelerate's hooks keep the old bound forward and would call that
-        module._old_forward = MethodType(type(module).forward, module)
+        vars(module)["_old_forward"] = MethodType(type(module).forward, module)
 
 
 def become_host(module: nn.Module, switch: Switch, path: str) -> None:
@@ -125,12 +131,18 @@ def become_host(module: nn.Module, switch: Switch, path: str) -> None:
     if isinstance(module, Host):
         return
     if "forward" in vars(module) and "_old_forward" not in vars(module):
-        raise InputError(Problem("its forward was replaced on the instance (accelerate.prepare does that), so an adapter "
-                                 "would be ignored", path, fix="attach first, then prepare"))  # fmt: skip
+        raise InputError(
+            Problem(
+                "its forward was replaced on the instance (accelerate.prepare does that), so an adapter "
+                "would be ignored",
+                path,
+                fix="attach first, then prepare",
+            )
+        )
     module.adapters = Adapters()
     module.__dict__["switch"] = switch
-    module.__class__ = host_class(type(module))
-    reclass(module, module.frozen_class)  # type: ignore[arg-type]
+    module.__class__ = host_class(frozen_class(module))
+    reclass(module, frozen_class(module))
 
 
 def leave_host(module: nn.Module) -> None:

@@ -5,8 +5,8 @@ Shapes cannot tell the two layouts apart, so a small table (`lexicon.FUSED`) pro
     blocks    q q q q | k k k k | v v v v        GPT-2, Phi-3
     grouped   q k v | q k v | q k v | q k v      GPT-NeoX, BLOOM, Falcon: per key-value head, its queries, key, value
 
-With the value rows silenced attention's context is zero; with the query rows silenced it equals the context with the key
-rows silenced. The feed-forward's inner activation is linear in the up rows and not in the gate rows.
+With the value rows silenced attention's context is zero; with the query rows silenced it equals the context with the
+key rows silenced. The feed-forward's inner activation is linear in the up rows and not in the gate rows.
 """
 
 from collections.abc import Callable
@@ -22,19 +22,25 @@ from featherweight.core.part import spread, transposed
 proven: dict[tuple[Any, ...], bool] = {}
 
 
-def fused_rows(model: nn.Module, path: str, module: nn.Module, names: tuple[str, ...], layout: str) -> dict[str, Tensor]:
-    """Row numbers by role, proven on the model. Raises InputError when the table's layout is not what the model does."""
-    out = int(module.weight.shape[1 if transposed(module) else 0])  # type: ignore[index,union-attr]
+def fused_rows(model: nn.Module, path: str, module: Any, names: tuple[str, ...], layout: str) -> dict[str, Tensor]:
+    """Row numbers by role, proven on the model.
+
+    Raises InputError when the table's layout is not what the model does.
+    """
+    out = int(module.weight.shape[1 if transposed(module) else 0])
     rows = halves(out, names) if len(names) == 2 else heads(model, out, names, layout)
-    refuse = Problem("cannot tell which rows of this fused projection are " + ", ".join(names), path,
-                     fix='adapt it whole: give its path as a regex, or the role "linear"')  # fmt: skip
+    refuse = Problem(
+        "cannot tell which rows of this fused projection are " + ", ".join(names),
+        path,
+        fix='adapt it whole: give its path as a regex, or the role "linear"',
+    )
     if rows is None:
         raise InputError(refuse)
-    if module.weight.is_meta:  # type: ignore[union-attr]
+    if module.weight.is_meta:
         return rows
     if next(p for p, _ in base_modules(model) if p.endswith(leaf(path)) and same_list(p, path)) != path:
         return rows  # one block speaks for all of its list
-    key = (frozen_class(model), path, tuple(module.weight.shape), layout)  # type: ignore[union-attr,arg-type]
+    key = (frozen_class(model), path, tuple(module.weight.shape), layout)
     if key not in proven:
         proven[key] = (behaves_as_mlp if len(names) == 2 else behaves_as_attention)(model, path, module, rows)
     if not proven[key]:
@@ -83,34 +89,42 @@ def first(config: Any, *names: str) -> int:
     return next((int(v) for n in names if (v := getattr(config, n, None))), 0)
 
 
+def silenced(rows: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda y: y.index_fill(-1, rows.to(y.device), 0.0)
+
+
+def doubled(rows: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda y: y.index_copy(-1, rows.to(y.device), 2 * y.index_select(-1, rows.to(y.device)))
+
+
 def behaves_as_attention(model: nn.Module, path: str, module: nn.Module, rows: dict[str, Tensor]) -> bool:
     """Silence the rows of each role in turn and look at the context that reaches the output projection."""
-    context = {role: inner(model, path, module, lambda y, ix=ix: y.index_fill(-1, ix.to(y.device), 0.0))
-               for role, ix in rows.items()}  # fmt: skip
-    plain = inner(model, path, module, lambda y: y)
-    if plain is None or any(c is None for c in context.values()):
+    plain, query, key, value = (
+        inner(model, path, module, f)
+        for f in (lambda y: y, silenced(rows["query"]), silenced(rows["key"]), silenced(rows["value"]))
+    )
+    if plain is None or query is None or key is None or value is None:
         return False
-    same = torch.allclose(context["query"], context["key"], atol=1e-5)  # type: ignore[arg-type]
-    return not context["value"].any() and same and not torch.allclose(plain, context["query"], atol=1e-7)  # type: ignore[union-attr,arg-type]
+    return not value.any() and torch.allclose(query, key, atol=1e-5) and not torch.allclose(plain, query, atol=1e-7)
 
 
 def behaves_as_mlp(model: nn.Module, path: str, module: nn.Module, rows: dict[str, Tensor]) -> bool:
     """Doubling the up rows doubles what reaches the down projection; doubling the gate rows does not."""
-
-    def doubled(ix: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda y: y.index_copy(-1, ix.to(y.device), 2 * y.index_select(-1, ix.to(y.device)))
-
     plain, up, gate = (inner(model, path, module, f) for f in (lambda y: y, doubled(rows["up"]), doubled(rows["gate"])))
     if plain is None or up is None or gate is None:
         return False
-    return torch.allclose(up, 2 * plain, rtol=1e-3, atol=1e-6) and not torch.allclose(gate, 2 * plain, rtol=1e-3, atol=1e-6)
+    return close(up, 2 * plain) and not close(gate, 2 * plain)
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
 class Seen(Exception):
     """Carries the activation out of the model once it is known: nothing behind the first block is computed."""
 
 
-def inner(model: nn.Module, path: str, module: nn.Module, change: Callable[[Tensor], Tensor]) -> Tensor | None:
+def inner(model: nn.Module, path: str, module: Any, change: Callable[[Tensor], Tensor]) -> Tensor | None:
     """The input of the linear that follows the fused one, for a five-token input, with the fused output changed."""
     following = next_linear(model, path)
     if following is None:
@@ -122,10 +136,10 @@ def inner(model: nn.Module, path: str, module: nn.Module, change: Callable[[Tens
     hooks = [module.register_forward_hook(lambda _m, _a, y: change(y)), following.register_forward_pre_hook(stop)]
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
-    embedding: Any = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    embedding: Any = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None  # type: ignore[operator]
     try:
         with torch.no_grad():
-            ids = torch.arange(5, device=module.weight.device)[None] % embedding.num_embeddings  # type: ignore[union-attr,arg-type]
+            ids = torch.arange(5, device=module.weight.device)[None] % embedding.num_embeddings
             model(input_ids=ids)
         return None
     except Seen as seen:
@@ -133,8 +147,13 @@ def inner(model: nn.Module, path: str, module: nn.Module, change: Callable[[Tens
     except FeatherweightError:
         raise
     except Exception as error:
-        raise InputError(Problem("the model could not be run on five tokens to find the rows of its fused projection",
-                                 path, got=f"{type(error).__name__}: {error}")) from error  # fmt: skip
+        raise InputError(
+            Problem(
+                "the model could not be run on five tokens to find the rows of its fused projection",
+                path,
+                got=f"{type(error).__name__}: {error}",
+            )
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()

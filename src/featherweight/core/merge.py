@@ -1,7 +1,7 @@
 """Merging: fold the weight laws of the active adapters into plain weights, for good or for a while.
 
-There is no `merged` flag and no un-merge arithmetic: `merge` gives a plain model back, `merged` keeps what it overwrites and puts
-it back bit for bit.
+There is no `merged` flag and no un-merge arithmetic: `merge` gives a plain model back, `merged` keeps what it
+overwrites and puts it back bit for bit.
 """
 
 from collections import Counter
@@ -31,8 +31,10 @@ def rewritten(model: nn.Module) -> Rewritten:
     state = switch_of(model)
     stuck = [n for n in state.active if not state.attached[n].method.mergeable]
     if stuck:
-        raise NotMergeable(f"cannot be merged: {', '.join(f'{n} ({state.attached[n].method!r})' for n in stuck)}; "
-                           "save the adapter instead, or switch it off first")  # fmt: skip
+        raise NotMergeable(
+            f"cannot be merged: {', '.join(f'{n} ({state.attached[n].method!r})' for n in stuck)}; "
+            "save the adapter instead, or switch it off first"
+        )
     out: Rewritten = []
     with torch.no_grad():
         for path, host in hosts(model):
@@ -45,7 +47,8 @@ def rewritten(model: nn.Module) -> Rewritten:
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Fold the active adapters into the weights and take every adapter off: a plain model of the base's class, in place.
+    """Fold the active adapters into the weights and take every adapter off: a plain model of the base's class, in
+    place.
 
     A tied tensor that is rewritten in one place only is untied. Raises NotMergeable before anything is touched.
     """

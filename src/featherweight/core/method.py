@@ -46,7 +46,10 @@ class Method(Noun):
         params = {id(p): p for a in adapters.values() for p in a.parameters() if p.requires_grad}.values()
         matrices = [p for p in params if p.dim() > 1]
         vectors = [p for p in params if p.dim() <= 1]
-        groups: list[dict[str, Any]] = [{"params": matrices, "lr": lr}, {"params": vectors, "lr": lr, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "lr": lr},
+            {"params": vectors, "lr": lr, "weight_decay": 0.0},
+        ]
         return [g for g in groups if g["params"]]
 
     def penalty(self, adapters: Adapted) -> Tensor | None:

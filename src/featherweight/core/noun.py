@@ -1,6 +1,6 @@
 """Nouns: methods, schemes and tasks are frozen dataclasses whose repr is their constructor call and their file form.
 
-    LoRA(rank=8)  <->  {"type": "lora", "rank": 8}       only fields that differ from their default are written
+LoRA(rank=8)  <->  {"type": "lora", "rank": 8}       only fields that differ from their default are written
 """
 
 from collections.abc import Mapping
@@ -41,12 +41,23 @@ class Noun:
         kind = str(options.pop("type", ""))
         made = cls.known.get(kind.lower())
         if made is None:
-            raise_all([Problem("unknown type", f"{where}.type".lstrip("."), got=repr(kind),
-                               fix=did_you_mean(kind.lower(), cls.known))])  # fmt: skip
+            raise_all(
+                [
+                    Problem(
+                        "unknown type",
+                        f"{where}.type".lstrip("."),
+                        got=repr(kind),
+                        fix=did_you_mean(kind.lower(), cls.known),
+                    )
+                ]
+            )
         assert made is not None
         names = [f.name for f in fields(made)]
-        raise_all(Problem("unknown key", f"{where}.{key}".lstrip("."), got=repr(options[key]),
-                          fix=did_you_mean(key, names)) for key in options if key not in names)  # fmt: skip
+        raise_all(
+            Problem("unknown key", f"{where}.{key}".lstrip("."), got=repr(options[key]), fix=did_you_mean(key, names))
+            for key in options
+            if key not in names
+        )
         return made(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})  # type: ignore[return-value]
 
 

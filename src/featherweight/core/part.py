@@ -1,6 +1,7 @@
-"""Slices of fused projections, and Conv1D: a facade, so that a method sees rows, always (out, in), and learns of neither.
+"""Slices of fused projections, and Conv1D: a facade, so that a method sees rows, always (out, in), and learns of
+neither.
 
-    c_attn  (d, 3d) Conv1D   ->  Part(query) (d, d), Part(key) (d, d), Part(value) (d, d)
+c_attn  (d, 3d) Conv1D   ->  Part(query) (d, d), Part(key) (d, d), Part(value) (d, d)
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ def transposed(module: nn.Module) -> bool:
 
 
 class Part:
-    """Rows `rows` of a host, all of them where None; offers weight (out, in), bias (out,), in_features, out_features."""
+    """Rows of a host, all of them where None; offers weight (out, in), bias (out,), in_features, out_features."""
 
     def __init__(self, host: nn.Module, rows: Tensor | None = None):
         self.host, self.rows, self.flip = host, rows, transposed(host)
@@ -82,7 +83,7 @@ class Parts(Adapter):
         self.rows = {role: part.rows for role, part in parts.items()}
         self.of = nn.ModuleDict(made)
 
-    def forward(self, base: Base, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, base: Base, x: Tensor) -> Tensor:
         y = base(x)
         known = (x, y)  # the host is called once while the parts ask for this very x
         for role, rows in self.rows.items():

@@ -10,12 +10,7 @@ from featherweight.core.host import read
 from featherweight.core.site import Site
 
 HALF = (torch.float16, torch.bfloat16)
-Copies = dict[tuple[int, str], nn.Parameter]
-
-
-def copies(model: nn.Module) -> Copies:
-    """An empty store of copies, to be handed to every `replacement` of one attach."""
-    return {}
+Copies = dict[tuple[int, str], nn.Parameter]  # (the tensor, its slice) -> its one copy; empty at the start of an attach
 
 
 def replacement(site: Site, made: Copies, names: Sequence[str] | None = None) -> Replace:

@@ -38,7 +38,10 @@ class Site:
 
 
 def kind_of(module: nn.Module) -> str:
-    """linear, conv, embedding, norm or other. Conv1D is a linear; anything that only holds tensors of its own is other."""
+    """linear, conv, embedding, norm or other.
+
+    Conv1D is a linear; anything that only holds tensors of its own is other.
+    """
     if isinstance(module, nn.Linear) or transposed(module):
         return "linear"
     if isinstance(module, nn.Conv2d):

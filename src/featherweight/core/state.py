@@ -1,7 +1,7 @@
 """An adapter's tensors by name: what is saved, and a load that is strict in both directions.
 
-    <path of host>.<parameter>             model.layers.0.self_attn.q_proj.lora_A.weight
-    <path of host>.<slice>.<parameter>     transformer.h.0.attn.c_attn.query.lora_A.weight   (whole: all of a Conv1D)
+<path of host>.<parameter>             model.layers.0.self_attn.q_proj.lora_A.weight
+<path of host>.<slice>.<parameter>     transformer.h.0.attn.c_attn.query.lora_A.weight   (whole: all of a Conv1D)
 """
 
 from collections.abc import Mapping
@@ -44,14 +44,17 @@ def state(model: nn.Module, name: str) -> dict[str, Tensor]:
 
 
 def load_state(model: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors into an attached adapter; missing, extra and misshapen ones are listed together and nothing is copied."""
+    """Copy tensors into an attached adapter, strictly: missing, extra and misshapen ones are listed and nothing is copied."""
     own = live(model, name)
     missing = [k for k in own if k not in tensors]
     extra = [k for k in tensors if k not in own]
     problems = [Problem("missing tensor", k, expected=shape(own[k]), fix=near(k, extra)) for k in missing]
     problems += [Problem("unexpected tensor", k, got=shape(tensors[k]), fix=near(k, missing)) for k in extra]
-    problems += [Problem("wrong shape", k, expected=shape(own[k]), got=shape(t)) for k, t in tensors.items()
-                 if k in own and own[k].shape != t.shape]  # fmt: skip
+    problems += [
+        Problem("wrong shape", k, expected=shape(own[k]), got=shape(t))
+        for k, t in tensors.items()
+        if k in own and own[k].shape != t.shape
+    ]
     raise_all(problems)
     with torch.no_grad():
         for key, tensor in tensors.items():

@@ -1,6 +1,7 @@
 """Which adapters are on, and which of them train: one switch for a whole model.
 
-Each adapter's name carries a mark, to be trained or not; its parameters require grad exactly while it is active and marked.
+Each adapter's name carries a mark, to be trained or not; its parameters require grad exactly while it is active and
+marked.
 """
 
 from collections.abc import Sequence
@@ -69,9 +70,18 @@ def switch(model: nn.Module, names: str | Sequence[str] | None, *, train: bool |
     wanted = (names,) if isinstance(names, str) else tuple(names or ())
     unknown = [n for n in wanted if n not in state.attached]
     if unknown:
-        raise InputError(*(Problem("no adapter of this name", got=repr(n), fix=did_you_mean(n, state.attached)
-                                   if state.attached else "nothing is attached: attach or load one first")
-                           for n in unknown))  # fmt: skip
+        raise InputError(
+            *(
+                Problem(
+                    "no adapter of this name",
+                    got=repr(n),
+                    fix=did_you_mean(n, state.attached)
+                    if state.attached
+                    else "nothing is attached: attach or load one first",
+                )
+                for n in unknown
+            )
+        )
     if len(set(wanted)) < len(wanted):
         raise InputError(Problem("an adapter stands twice in a stack", got=repr(wanted)))
     before = Switched(model, state.active, dict(state.attached))

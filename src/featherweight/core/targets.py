@@ -21,10 +21,12 @@ def resolve(model: nn.Module, targets: Targets, kinds: Sequence[str]) -> list[Si
     """The sites that `targets` names among modules of the given kinds (`linear conv embedding norm other`).
 
     A string is a role (`"query"`, `"attention"`, `"linear"` ...), else a regex that must match a module's whole path or
-    its end at a dot (`"q_proj"`, `"layers.[01].mlp.*"`). A sequence is the union of its entries, each of which must match. A
-    predicate is called with (path, module). Raises InputError for whatever matches nothing.
+    its end at a dot (`"q_proj"`, `"layers.[01].mlp.*"`). A sequence is the union of its entries, each of which must
+    match. A predicate is called with (path, module). Raises InputError for whatever matches nothing.
     """
-    open_to = [(p, m) for p, m in base_modules(model) if kind_of(m) in kinds and p or (m is model and kind_of(m) in kinds)]
+    open_to = [
+        (p, m) for p, m in base_modules(model) if (kind_of(m) in kinds and p) or (m is model and kind_of(m) in kinds)
+    ]
     if callable(targets):
         found = [Site(p, m) for p, m in open_to if targets(p, m)]
         if not found:
@@ -44,8 +46,11 @@ def matches(model: nn.Module, target: str, open_to: list[tuple[str, nn.Module]],
     try:
         pattern = re.compile(rf"(?:.*\.)?(?:{target})")
     except re.error as error:
-        raise InputError(Problem("not a role and not a regex", "targets", got=f"{target!r} ({error})",
-                                 fix=did_you_mean(target, ROLES))) from error  # fmt: skip
+        raise InputError(
+            Problem(
+                "not a role and not a regex", "targets", got=f"{target!r} ({error})", fix=did_you_mean(target, ROLES)
+            )
+        ) from error
     return [Site(p, m) for p, m in open_to if pattern.fullmatch(p)]
 
 
@@ -60,21 +65,31 @@ def once(sites: list[Site], model: nn.Module) -> list[Site]:
     return sorted(kept.values(), key=lambda s: order[id(s.module)])
 
 
-def nothing(what: str, model: nn.Module, open_to: list[tuple[str, nn.Module]], kinds: Sequence[str], entry: str = "") -> Problem:
+def nothing(
+    what: str, model: nn.Module, open_to: list[tuple[str, nn.Module]], kinds: Sequence[str], entry: str = ""
+) -> Problem:
     """The problem of a target that hit nothing: the modules and roles there are, and the nearest name."""
     there = anatomy(model)
     roles = [r for r in ROLES if any(s.kind in kinds for s in there.sites(r))]
     shapes = sorted({re.sub(r"\d+", "N", p) for p, _ in open_to})
     near = did_you_mean(entry, [*roles, *{p.rsplit(".", 1)[-1] for p, _ in open_to}]) if entry else ""
-    fix = f"{near}; modules: {listed(shapes, 40)}; roles: {listed(roles)}" if near.startswith("did") else (
-        f"modules: {listed(shapes, 40)}; roles: {listed(roles)}")  # fmt: skip
+    fix = (
+        f"{near}; modules: {listed(shapes, 40)}; roles: {listed(roles)}"
+        if near.startswith("did")
+        else (f"modules: {listed(shapes, 40)}; roles: {listed(roles)}")
+    )
     return Problem(f"{what} matches none of the model's {'/'.join(kinds)} modules", "targets", fix=fix)
 
 
 def refused(site: Site, model: nn.Module) -> Problem | None:
-    parents = [m for p, m in base_modules(model) if isinstance(m, UNCALLED) and site.path.startswith(p + "." if p else "")]
+    parents = [
+        m for p, m in base_modules(model) if isinstance(m, UNCALLED) and site.path.startswith(p + "." if p else "")
+    ]
     if not parents or site.module in parents:
         return None
     kind = type(parents[-1]).__name__
-    return Problem(f"{kind} reads this module's weight without calling it: an adapter here would be ignored", site.path,
-                   fix="leave it out of the targets")  # fmt: skip
+    return Problem(
+        f"{kind} reads this module's weight without calling it: an adapter here would be ignored",
+        site.path,
+        fix="leave it out of the targets",
+    )

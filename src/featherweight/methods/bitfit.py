@@ -2,9 +2,9 @@
 
     h = W x + b'                  b' starts at the pretrained b
 
-All biases of the model, norms' included, or those of the modules named by `targets`. About 0.1 % of BERT: 11 d per layer (q, k, v, o
-4 d, feed-forward 5 d, two norms 2 d for an inner size of 4 d), plus d for the embedding's norm and d for the pooler.
-Models without biases (Llama, T5, Mistral) are refused. Weight decay is off.
+All biases of the model, norms' included, or those of the modules named by `targets`. About 0.1 % of BERT: 11 d per
+layer (q, k, v, o 4 d, feed-forward 5 d, two norms 2 d for an inner size of 4 d), plus d for the embedding's norm and
+d for the pooler. Models without biases (Llama, T5, Mistral) are refused. Weight decay is off.
 Source: Ben Zaken, Ravfogel and Goldberg 2021, arXiv:2106.10199; the subset query + middle feed-forward is section 3's.
 """
 
@@ -19,7 +19,7 @@ from featherweight.core.anatomy import anatomy
 from featherweight.core.errors import InputError, Problem
 from featherweight.core.host import base_modules
 from featherweight.core.method import Method
-from featherweight.core.replace import Copies, copies, replacement
+from featherweight.core.replace import Copies, replacement
 from featherweight.core.site import Site
 from featherweight.core.targets import Targets, resolve
 
@@ -43,12 +43,16 @@ class BitFit(Method):
         else:
             found = [s for s in resolve(model, self.targets, kinds) if biased(s.module)]
         if not found:
-            raise InputError(Problem(f"{self!r} finds no bias in {type(model).__name__}",
-                                     fix="tune its norms instead (LayerNorm()), or use LoRA"))  # fmt: skip
+            raise InputError(
+                Problem(
+                    f"{self!r} finds no bias in {type(model).__name__}",
+                    fix="tune its norms instead (LayerNorm()), or use LoRA",
+                )
+            )
         return [s if s.rows is not None else Site(s.path, s.module, s.role) for s in found]
 
     def shared(self, model: nn.Module) -> Copies:
-        return copies(model)
+        return {}
 
     def build(self, site: Site, shared: Copies) -> Adapter:
         return replacement(site, shared, ["bias"])

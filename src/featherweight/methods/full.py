@@ -2,8 +2,9 @@
 
     θ' = θ + Δ                    Δ has as many parameters as θ
 
-Kept as replacements beside the base, so that switching it off gives the base back bit for bit; a 16-bit base trains on fp32
-copies. Costs the memory of a second model, and with AdamW two more. It is the yardstick the other methods are measured with.
+Kept as replacements beside the base, so that switching it off gives the base back bit for bit; a 16-bit base trains
+on fp32 copies. Costs the memory of a second model, and with AdamW two more. It is the yardstick the other methods are
+measured with.
 Source: Devlin et al. 2019 (BERT) for the recipe of encoders; Howard and Ruder 2018 for fine-tuning as such.
 """
 
@@ -17,7 +18,7 @@ from featherweight.core.adapter import Adapter
 from featherweight.core.anatomy import holds
 from featherweight.core.host import base_modules
 from featherweight.core.method import Method
-from featherweight.core.replace import Copies, copies, replacement
+from featherweight.core.replace import Copies, replacement
 from featherweight.core.site import Site
 
 
@@ -35,7 +36,7 @@ class Full(Method):
         return [Site(p, m) for p, m in base_modules(model) if holds(m)]
 
     def shared(self, model: nn.Module) -> Copies:
-        return copies(model)
+        return {}
 
     def build(self, site: Site, shared: Copies) -> Adapter:
         return replacement(Site(site.path, site.module), shared)

@@ -2,7 +2,8 @@
 
     y = C(h(x))                   h frozen but for its last k blocks, C trains
 
-h is the pretrained trunk, C the task's head, d·C + C parameters for a linear one. Works where the new task is near the old one.
+h is the pretrained trunk, C the task's head, d·C + C parameters for a linear one. Works where the new task is near
+the old one.
 Source: Peters et al. 2019, "To tune or not to tune?", arXiv:1903.05987; Devlin et al. 2019, section 5.3.
 """
 
@@ -17,7 +18,7 @@ from featherweight.core.anatomy import anatomy, holds
 from featherweight.core.errors import InputError, Problem
 from featherweight.core.host import base_modules
 from featherweight.core.method import Method
-from featherweight.core.replace import Copies, copies, replacement
+from featherweight.core.replace import Copies, replacement
 from featherweight.core.site import Site
 
 
@@ -37,17 +38,28 @@ class Head(Method):
         there = anatomy(model)
         sites = list(there.sites("head"))
         if not 0 <= self.last <= len(there.blocks):
-            raise InputError(Problem("not a number of blocks to unfreeze", "method.last", got=str(self.last),
-                                     expected=f"0 to {len(there.blocks)}"))  # fmt: skip
+            raise InputError(
+                Problem(
+                    "not a number of blocks to unfreeze",
+                    "method.last",
+                    got=str(self.last),
+                    expected=f"0 to {len(there.blocks)}",
+                )
+            )
         for path, block in there.blocks[len(there.blocks) - self.last :]:
             sites += [Site(p, m) for p, m in base_modules(block, path) if holds(m)]
         if not sites:
-            raise InputError(Problem("the model has no head", got=type(model).__name__,
-                                     fix="load it with a task's head, or train its last blocks: Head(last=1)"))  # fmt: skip
+            raise InputError(
+                Problem(
+                    "the model has no head",
+                    got=type(model).__name__,
+                    fix="load it with a task's head, or train its last blocks: Head(last=1)",
+                )
+            )
         return sites
 
     def shared(self, model: nn.Module) -> Copies:
-        return copies(model)
+        return {}
 
     def build(self, site: Site, shared: Copies) -> Adapter:
         return replacement(Site(site.path, site.module), shared)

@@ -2,9 +2,10 @@
 
     k' = l_k ⊙ (K x)      v' = l_v ⊙ (V x)      FF(x) = W₂ (l_ff ⊙ γ(W₁ x))
 
-One vector per key and value projection (it scales the output, bias included) and one per feed-forward block (it scales the input of
-the narrowing projection, behind the non-linearity). All l start at 1. Count: d_k + d_v + f per block, twice d_k + d_v where a
-decoder also attends to an encoder. Merging scales rows of K and V (with their biases) and columns of W₂: exact.
+One vector per key and value projection (it scales the output, bias included) and one per feed-forward block (it
+scales the input of the narrowing projection, behind the non-linearity). All l start at 1. Count: d_k + d_v + f per
+block, twice d_k + d_v where a decoder also attends to an encoder. Merging scales rows of K and V (with their biases)
+and columns of W₂: exact.
 Source: Liu et al. 2022, "Few-shot parameter-efficient fine-tuning is better and cheaper", arXiv:2205.05638.
 """
 
@@ -58,7 +59,7 @@ class Rescale(Adapter):
         super().__init__()
         self.ia3_l = nn.Parameter(scale)
 
-    def forward(self, base: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, base: Any, x: Tensor) -> Tensor:
         y = base(x)
         return y * self.ia3_l.flatten().to(y.dtype)
 
@@ -77,7 +78,7 @@ class RescaleInput(Adapter):
         super().__init__()
         self.ia3_l = nn.Parameter(scale)
 
-    def forward(self, base: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, base: Any, x: Tensor) -> Tensor:
         return base(x * self.ia3_l.flatten().to(x.dtype))
 
     def merge(self, W: Any) -> dict[str, Tensor]:

@@ -5,8 +5,9 @@
           x ──┬── W (frozen) ──┬── h
               └─ drop ─ A ─ B ─┘        r ≪ in, out;  r(in + out) parameters per matrix
 
-B starts at 0, so the start is the identity; A is Kaiming-uniform with a = √5 (the released code) or Gaussian with deviation 1/r (the
-paper's text). Embeddings: A (r, V) = 0, B (H, r) ~ N(0, 1). Convolutions: A keeps the kernel, B is 1 × 1. Merge: W + s B A.
+B starts at 0, so the start is the identity; A is Kaiming-uniform with a = √5 (the released code) or Gaussian with
+deviation 1/r (the paper's text). Embeddings: A (r, V) = 0, B (H, r) ~ N(0, 1). Convolutions: A keeps the kernel, B is
+1 × 1. Merge: W + s B A.
 Source: Hu et al. 2021, arXiv:2106.09685; rank-stabilized scale: Kalajdzievski 2023, arXiv:2312.03732.
 """
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featherweight.core.adapter import Adapter
-from featherweight.core.errors import InputError, Problem, raise_all
+from featherweight.core.errors import Problem, raise_all
 from featherweight.core.host import frozen_class
 from featherweight.core.method import Method
 from featherweight.core.replace import master
@@ -32,7 +33,10 @@ INITS = ("kaiming", "gaussian")
 
 @dataclass(frozen=True, repr=False)
 class LoRA(Method):
-    """`alpha=None` means 2 × rank. Patterns map a regex (matched at the end of a path, at a dot) to another rank or alpha."""
+    """`alpha=None` means 2 × rank.
+
+    Patterns map a regex (matched at the end of a path, at a dot) to another rank or alpha.
+    """
 
     rank: int = 8
     alpha: float | None = None
@@ -57,20 +61,24 @@ class LoRA(Method):
         self.check(site, rank)
         scale = alpha / (rank**0.5 if self.rank_stabilized else rank)
         return {"linear": LowRank, "conv": LowRankConv, "embedding": LowRankEmbedding}[site.kind](
-            site.host, rank, scale, self.dropout, self.init)  # fmt: skip
+            site.host, rank, scale, self.dropout, self.init
+        )
 
     def check(self, site: Site, rank: int) -> None:
         weight = site.host.weight
         most = min(weight.shape[0], weight[0].numel())
         groups = getattr(site.module, "groups", 1)
-        wrong = {
-            Problem("rank out of range", f"{site}: method.rank", expected=f"1 to {most}, the smaller side of {tuple(weight.shape)}",
-                    got=str(rank)): not 1 <= rank <= most,
-            Problem("unknown init", "method.init", expected=" or ".join(INITS), got=repr(self.init)): self.init not in INITS,
-            Problem("dropout out of range", "method.dropout", expected="0 <= p < 1", got=str(self.dropout)): not 0 <= self.dropout < 1,
-            Problem("a grouped convolution has no low-rank form here", str(site), expected="groups=1", got=str(groups)): groups != 1,
-        }  # fmt: skip
-        raise_all(p for p, bad in wrong.items() if bad)
+        wrong = []
+        if not 1 <= rank <= most:
+            sides = f"1 to {most}, the smaller side of {tuple(weight.shape)}"
+            wrong.append(Problem("rank out of range", f"{site}: method.rank", sides, str(rank)))
+        if self.init not in INITS:
+            wrong.append(Problem("unknown init", "method.init", " or ".join(INITS), repr(self.init)))
+        if not 0 <= self.dropout < 1:
+            wrong.append(Problem("dropout out of range", "method.dropout", "0 <= p < 1", str(self.dropout)))
+        if groups != 1:
+            wrong.append(Problem("a grouped convolution has no low-rank form here", str(site), "groups=1", str(groups)))
+        raise_all(wrong)
 
 
 def pick(pattern: Mapping[str, Any], path: str, usual: Any) -> Any:
@@ -96,7 +104,7 @@ class LowRank(Adapter):
         start(self.lora_A.weight, rank, init)
         nn.init.zeros_(self.lora_B.weight)
 
-    def forward(self, base: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, base: Any, x: Tensor) -> Tensor:
         y = base(x)
         inner = self.dropout(x).to(self.lora_A.weight.dtype)  # (..., in)
         return y + (self.scale * self.lora_B(self.lora_A(inner))).to(y.dtype)
@@ -131,12 +139,12 @@ class LowRankEmbedding(Adapter):
 
     def __init__(self, host: Any, rank: int, scale: float, dropout: float, init: str):
         super().__init__()
-        table = host.weight.new_zeros(rank, host.num_embeddings, dtype=master(host.weight.dtype))
-        self.lora_embedding_A = nn.Parameter(table)
-        self.lora_embedding_B = nn.Parameter(torch.randn_like(table[:, :1]).new_empty(host.embedding_dim, rank).normal_())
+        kind: dict[str, Any] = {"dtype": master(host.weight.dtype), "device": host.weight.device}
+        self.lora_embedding_A = nn.Parameter(torch.zeros(rank, host.num_embeddings, **kind))
+        self.lora_embedding_B = nn.Parameter(torch.randn(host.embedding_dim, rank, **kind))
         self.scale = scale
 
-    def forward(self, base: Any, ids: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, base: Any, ids: Tensor) -> Tensor:
         if frozen_class(base.host) is not nn.Embedding:  # scaled embeddings (Gemma, BART): through the weight
             return super().forward(base, ids)
         y = base(ids)

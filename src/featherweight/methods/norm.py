@@ -14,7 +14,7 @@ from torch import nn
 
 from featherweight.core.adapter import Adapter
 from featherweight.core.method import Method
-from featherweight.core.replace import Copies, copies, replacement
+from featherweight.core.replace import Copies, replacement
 from featherweight.core.site import Site
 from featherweight.core.targets import Targets, resolve
 
@@ -34,7 +34,7 @@ class LayerNorm(Method):
         return resolve(model, self.targets, ("norm",))
 
     def shared(self, model: nn.Module) -> Copies:
-        return copies(model)
+        return {}
 
     def build(self, site: Site, shared: Copies) -> Adapter:
         return replacement(site, shared)
