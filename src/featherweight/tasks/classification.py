@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from featherweight.core.errors import Problem, raise_all
 from featherweight.tasks import metrics
-from featherweight.tasks.heads import head_logits
+from featherweight.tasks.heads import Headed
 from featherweight.tasks.labels import label_name, ordered, unseen
 from featherweight.tasks.task import Task
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from featherweight.data.types import Encoded, Example
 
 
 @dataclass(frozen=True, repr=False)
-class Classification(Task):
+class Classification(Headed, Task):
     """`labels` in the order of the model's outputs, learned from the training rows when empty; `pair` says that rows
     have two texts. A prediction is the probability of each label, in order."""
 
     labels: tuple[str, ...] = ()
     pair: bool = False
 
-    auto: ClassVar[str] = "AutoModelForSequenceClassification"
     shapes: ClassVar[tuple[str, ...]] = ("classification", "pair")
     best: ClassVar[tuple[str, bool]] = ("accuracy", True)
 
@@ -59,15 +58,13 @@ class Classification(Task):
         label = None if example.label is None else self.labels.index(label_name(example.label))
         return replace(encode_text(example, tokenizer, length), labels=label)
 
-    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         from torch.nn.functional import cross_entropy
 
-        labels = batch["labels"]  # (batch,)
-        return cross_entropy(head_logits(model, batch), labels, reduction="sum"), (labels != -100).sum()
+        return cross_entropy(logits, labels, reduction="sum")  # labels (batch,)
 
-    def predict(self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any) -> list[Any]:
-        chances: list[Any] = head_logits(model, batch).softmax(-1).tolist()
-        return chances
+    def read(self, logits: Tensor) -> list[Any]:
+        return logits.softmax(-1).tolist()
 
     def reference(self, example: Example) -> Any:
         return None if example.label is None else label_name(example.label)

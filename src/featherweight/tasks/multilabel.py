@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from featherweight.core.errors import Problem, raise_all
 from featherweight.tasks import metrics
-from featherweight.tasks.heads import head_logits
+from featherweight.tasks.heads import Headed
 from featherweight.tasks.labels import label_name, ordered, unseen
 from featherweight.tasks.task import Task
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from featherweight.data.types import Encoded, Example
 
@@ -21,13 +21,12 @@ THRESHOLD = 0.5
 
 
 @dataclass(frozen=True, repr=False)
-class MultiLabel(Task):
+class MultiLabel(Headed, Task):
     """`labels` in the order of the model's outputs. The loss of a row is the mean over its labels, as in
     BCEWithLogitsLoss, so that the loss does not grow with their number; a unit is a row."""
 
     labels: tuple[str, ...] = ()
 
-    auto: ClassVar[str] = "AutoModelForSequenceClassification"
     shapes: ClassVar[tuple[str, ...]] = ("multilabel",)
     best: ClassVar[tuple[str, bool]] = ("macro_f1", True)
 
@@ -61,15 +60,13 @@ class MultiLabel(Task):
         target = None if example.label is None else [float(name in given) for name in self.labels]
         return replace(encode_text(example, tokenizer, length), labels=target)
 
-    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-        logits, labels = head_logits(model, batch), batch["labels"].float()  # (batch, labels)
-        return bce(logits, labels, reduction="none").mean(-1).sum(), labels.new_tensor(len(labels))
+        return bce(logits, labels.float(), reduction="none").mean(-1).sum()  # labels (batch, labels)
 
-    def predict(self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any) -> list[Any]:
-        chances: list[Any] = head_logits(model, batch).sigmoid().tolist()
-        return chances
+    def read(self, logits: Tensor) -> list[Any]:
+        return logits.sigmoid().tolist()
 
     def reference(self, example: Example) -> Any:
         return None if example.label is None else tuple(names_of(example))

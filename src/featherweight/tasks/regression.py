@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from featherweight.core.errors import Problem, raise_all
 from featherweight.tasks import metrics
-from featherweight.tasks.heads import head_logits
+from featherweight.tasks.heads import Headed
 from featherweight.tasks.task import Task
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from featherweight.data.types import Encoded, Example
 
 
 @dataclass(frozen=True, repr=False)
-class Regression(Task):
+class Regression(Headed, Task):
     """Scores as they stand in the data: no rescaling. A prediction is a float."""
 
-    auto: ClassVar[str] = "AutoModelForSequenceClassification"
     shapes: ClassVar[tuple[str, ...]] = ("regression",)
     best: ClassVar[tuple[str, bool]] = ("pearson", True)
 
@@ -44,13 +43,11 @@ class Regression(Task):
         raise_all(self.check([example]))
         return replace(encode_text(example, tokenizer, length), labels=self.reference(example))
 
-    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        labels = batch["labels"].float()  # (batch,)
-        return (head_logits(model, batch).squeeze(-1) - labels).square().sum(), labels.new_tensor(len(labels))
+    def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return (logits.squeeze(-1) - labels.float()).square().sum()  # labels (batch,)
 
-    def predict(self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any) -> list[Any]:
-        scores: list[Any] = head_logits(model, batch).squeeze(-1).tolist()
-        return scores
+    def read(self, logits: Tensor) -> list[Any]:
+        return logits.squeeze(-1).tolist()
 
     def reference(self, example: Example) -> Any:
         return None if example.label is None else float(example.label)

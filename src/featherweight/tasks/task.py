@@ -50,6 +50,12 @@ class Task(Noun):
     def predict(self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any) -> list[Any]:
         """One prediction per row of the batch. The caller sets eval mode and turns gradients off."""
 
+    def examine(
+        self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any
+    ) -> tuple[Tensor, Tensor, list[Any] | None]:
+        """Loss, units and, where they cost nothing more, the predictions of a labelled batch."""
+        return *self.loss(model, batch), None
+
     @abstractmethod
     def reference(self, example: Example) -> Any:
         """What a perfect prediction of this example is compared with; None where the example is unlabelled."""
