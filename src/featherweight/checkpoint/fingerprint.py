@@ -1,0 +1,119 @@
+"""The fingerprint of a base: says which frozen model an adapter belongs to, and which tensor differs first.
+
+It covers the frozen tensors, never the config or the adapters: the model's class, every name and shape, and of each
+tensor
+a fixed sample of its values. Two digests of the sample serve two questions:
+
+* the same dtype: a SHA-256 over up to 1,024 values of each tensor, so that a base trained further is found out;
+* another dtype (a cast of the same base): four values of each tensor, compared within what bf16 keeps.
+
+A tensor that the adapter itself brings along (a task head) is left out: the base's own copy is never used.
+Reading is 1,024 values a tensor, so a fingerprint takes milliseconds for any size of base.
+"""
+
+import base64
+import hashlib
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from featherweight.core.errors import Problem
+from featherweight.core.host import base_parameters, frozen_class
+
+MANY, FEW = 1024, 4
+CAST_RTOL, CAST_ATOL = 2.0**-7, 2.0**-24  # one unit in the last place of bf16; the smallest fp16 number
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A base on record. `names`: eight hex digits a tensor (name and shape); `exact`: eight of its sampled values."""
+
+    base: str  # class and, where known, the name of the base
+    parameters: int
+    dtype: str
+    names: str
+    exact: str
+    sample: str  # base64 of fp32, FEW values a tensor
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def fingerprint(model: nn.Module, without: Collection[str] = (), name: str = "") -> Fingerprint:
+    """The fingerprint of a model's frozen part, tensors named in `without` left out. `name`: what to call the base."""
+    tensors = frozen(model, without)
+    dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})
+    cls = frozen_class(model).__name__
+    few = [sampled(t, FEW, padded=True).astype("<f4") for t in tensors.values()]
+    return Fingerprint(
+        base=f"{cls} ({name})" if name else cls,
+        parameters=sum(t.numel() for t in tensors.values()),
+        dtype="+".join(dtypes),
+        names="".join(digest(f"{key} {tuple(t.shape)}".encode()) for key, t in tensors.items()),
+        exact="".join(digest(raw(t)) for t in tensors.values()),
+        sample=base64.b64encode(numpy.concatenate(few).tobytes() if few else b"").decode(),
+    )
+
+
+def differences(model: nn.Module, saved: Fingerprint, without: Collection[str] = (), name: str = "") -> list[Problem]:
+    """A problem naming both bases and the first tensor that differs, or nothing where the base is the one on record."""
+    mine = fingerprint(model, without, name)
+    keys = list(frozen(model, without))
+    first = unlike(mine.names, saved.names, 8)
+    if first is not None:
+        tensor = keys[first] if first < len(keys) else "a tensor that this model lacks"
+        return [wrong(mine, saved, tensor, "name or shape")]
+    first = unlike(mine.exact, saved.exact, 8) if mine.dtype == saved.dtype else uncast(mine.sample, saved.sample)
+    return [] if first is None else [wrong(mine, saved, keys[first], "values")]
+
+
+def wrong(mine: Fingerprint, saved: Fingerprint, tensor: str, what: str) -> Problem:
+    return Problem(
+        f"the adapter belongs to another base; the first tensor that differs (in its {what}) is {tensor}",
+        expected=f"{saved.base}, {saved.parameters:,} parameters, {saved.dtype}",
+        got=f"{mine.base}, {mine.parameters:,} parameters, {mine.dtype}",
+        fix="load it onto its own base, or give strict_base=False to go on all the same",
+    )
+
+
+def frozen(model: nn.Module, without: Collection[str]) -> dict[str, Tensor]:
+    """The base's tensors by name, sorted, tied ones once."""
+    return {key: t for key, t in sorted(base_parameters(model)) if key not in without}
+
+
+def unlike(mine: str, saved: str, width: int) -> int | None:
+    """The number of the first field of `width` characters in which two strings differ."""
+    if mine == saved:
+        return None
+    for at in range(0, min(len(mine), len(saved)), width):
+        if mine[at : at + width] != saved[at : at + width]:
+            return at // width
+    return min(len(mine), len(saved)) // width
+
+
+def uncast(mine: str, saved: str) -> int | None:
+    """The first tensor whose sampled values are no cast of those on record."""
+    here, there = (numpy.frombuffer(base64.b64decode(s), "<f4").astype("f8") for s in (mine, saved))
+    far = numpy.abs(here - there) > CAST_ATOL + CAST_RTOL * numpy.abs(there)
+    return int(far.argmax()) // FEW if far.any() else None
+
+
+def sampled(tensor: Tensor, count: int, padded: bool = False) -> Any:
+    """Values at fixed, evenly spread places, in float64; repeated up to `count` where `padded`."""
+    flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else tensor.detach().contiguous().reshape(-1)
+    wanted = count if padded else min(count, flat.numel())
+    # odd strides: powers of two would sample one column of a weight
+    places = torch.arange(wanted, dtype=torch.int64) * max(1, (flat.numel() - 1) // max(1, wanted - 1)) % flat.numel()
+    return flat[places.to(flat.device)].to("cpu", torch.float64).numpy()
+
+
+def raw(tensor: Tensor) -> bytes:
+    return sampled(tensor, MANY).astype("<f8").tobytes()
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:8]

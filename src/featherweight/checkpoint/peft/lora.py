@@ -1,0 +1,181 @@
+"""LORA: W + s B A. `lora_A.weight (r, in)`, `lora_B.weight (out, r)`; embeddings `lora_embedding_A (r, V)`, `_B (H,
+r)`.
+
+Slices of a fused projection are exact as one LoRA of the summed rank r = Σ rᵢ over the whole projection:
+
+    A = [A₁; A₂]  (r, in)        B = | B₁ 0  |  at the rows of each slice  (out, r)        alpha = s r
+                                     | 0  B₂ |
+
+with the slices' common scale s (alpha = s √r with `use_rslora`). Slices of unequal scale sᵢ take s₁ and fold sᵢ/s₁
+into Bᵢ, kept in fp64 so that the way back rounds to the very same Bᵢ.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from featherweight.checkpoint.entry import Entry, same, stacked
+from featherweight.checkpoint.peft.codec import Adapters, Codec, refused, typed
+from featherweight.checkpoint.peft.names import PREFIX, regex, shortest, targeted, width
+from featherweight.checkpoint.peft.slices import diagonal
+from featherweight.core.anatomy import anatomy
+from featherweight.core.errors import InputError, Problem
+from featherweight.core.host import base_modules
+from featherweight.core.method import Method
+from featherweight.core.part import Parts, transposed
+from featherweight.core.site import kind_of
+from featherweight.methods.lora import LoRA
+
+# fmt: off
+FIELDS = ("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "modules_to_save", "bias",
+          "use_rslora", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
+          "init_lora_weights", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+          "qalora_group_size", "ensure_weight_tying")
+FOREIGN = ("use_dora", "lora_bias", "target_parameters", "trainable_token_indices", "layer_replication", "use_qalora",
+           "alora_invocation_tokens", "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config",
+           "megatron_config")  # what makes the adapter compute something else than LoRA
+# fmt: on
+TYPES: dict[str, tuple[type, ...]] = {
+    "r": (int,),
+    "lora_alpha": (int, float),
+    "lora_dropout": (int, float),
+    "target_modules": (list, str),
+    "exclude_modules": (list, str),
+    "modules_to_save": (list,),
+    "layers_to_transform": (list, int),
+    "layers_pattern": (list, str),
+    "rank_pattern": (dict,),
+    "alpha_pattern": (dict,),
+    "use_rslora": (bool,),
+}
+UNTOUCHED = (True, False, None, "gaussian", "eva", "orthogonal")  # inits that leave the base's weights alone
+
+
+def config(model: nn.Module, method: Method, adapters: Adapters) -> dict[str, Any]:
+    """Read off the adapters themselves: ranks and scales, whatever options made them."""
+    method = cast(LoRA, method)
+    ranks = {path: sum(rank(part) for part in parts(a)) for path, a in adapters.items()}
+    scales = {path: scale(parts(a)[0]) for path, a in adapters.items()}
+    alphas = {p: whole(s * (ranks[p] ** 0.5 if method.rank_stabilized else ranks[p])) for p, s in scales.items()}
+    modules = dict(base_modules(model))
+    usual_rank, usual_alpha = usual(ranks.values()), usual(alphas.values())
+    return {
+        "r": usual_rank,
+        "lora_alpha": usual_alpha,
+        "rank_pattern": pattern(ranks, usual_rank),
+        "alpha_pattern": pattern(alphas, usual_alpha),
+        "lora_dropout": method.dropout,
+        "target_modules": shortest(list(adapters), list(modules)),
+        "fan_in_fan_out": any(transposed(modules[path]) for path in adapters),
+        "use_rslora": method.rank_stabilized,
+        "init_lora_weights": "gaussian" if method.init == "gaussian" else True,
+        "bias": "none",
+    }
+
+
+def usual(values: Any) -> Any:
+    return Counter(values).most_common(1)[0][0]
+
+
+def pattern(values: Mapping[str, Any], otherwise: Any) -> dict[str, Any]:
+    """What differs from the usual value, by the shortest endings of paths that mean it."""
+    found: dict[str, Any] = {}
+    for value in dict.fromkeys(v for v in values.values() if v != otherwise):
+        for tail in shortest([p for p, v in values.items() if v == value], list(values)):
+            found[re.escape(tail)] = value
+    return found
+
+
+def whole(value: float) -> int | float:
+    """8.000000000000002 is 8: alpha = s r is computed."""
+    near = round(value)
+    return near if abs(value - near) <= 1e-9 * max(1.0, abs(value)) else value
+
+
+def parts(adapter: nn.Module) -> Sequence[nn.Module]:
+    return list(adapter.of.values()) if isinstance(adapter, Parts) else [adapter]
+
+
+def rank(adapter: nn.Module) -> int:
+    table = getattr(adapter, "lora_embedding_A", None)
+    return int((table if table is not None else cast(Any, adapter).lora_A.weight).shape[0])
+
+
+def scale(adapter: nn.Module) -> float:
+    return float(cast(Any, adapter).scale)
+
+
+def entries(model: nn.Module, adapters: Adapters, state: Mapping[str, Tensor]) -> list[Entry]:
+    modules = dict(base_modules(model))
+    found: list[Entry] = []
+    for path, adapter in adapters.items():
+        if isinstance(adapter, Parts):
+            found += sliced(path, adapter, state, width(modules[path]))
+        else:
+            names = [n for n, _ in adapter.named_parameters()]
+            found += [same(f"{PREFIX}{path}.{n}", f"{path}.{n}", tuple(state[f"{path}.{n}"].shape)) for n in names]
+    return found
+
+
+def sliced(path: str, adapter: Parts, state: Mapping[str, Tensor], out: int) -> list[Entry]:
+    """The two entries of one fused projection with `out` rows."""
+    keys = {m: [f"{path}.{role}.{m}.weight" for role in adapter.rows] for m in ("lora_A", "lora_B")}
+    shapes = {m: [tuple(state[k].shape) for k in keys[m]] for m in keys}
+    A = stacked(f"{PREFIX}{path}.lora_A.weight", keys["lora_A"], shapes["lora_A"])
+    if None in adapter.rows.values():  # the whole of a Conv1D
+        return [A, same(f"{PREFIX}{path}.lora_B.weight", keys["lora_B"][0], shapes["lora_B"][0])]
+    rows = [r for r in adapter.rows.values() if r is not None]
+    scales = [scale(p) for p in parts(adapter)]
+    return [
+        A,
+        diagonal(
+            f"{PREFIX}{path}.lora_B.weight",
+            keys["lora_B"],
+            rows,
+            [s[1] for s in shapes["lora_B"]],
+            [s / scales[0] for s in scales],
+            out,
+        ),
+    ]
+
+
+def method(model: nn.Module, config: Mapping[str, Any], where: str) -> Method:
+    """The LoRA that a foreign config means on this model; a fused projection it targets is adapted whole."""
+    typed(config, TYPES, where)
+    refused(config, FOREIGN, where)
+    if config.get("bias", "none") != "none":
+        raise InputError(
+            Problem("not supported: biases trained beside LoRA", f"{where}:bias", "'none'", repr(config["bias"]))
+        )
+    init = config.get("init_lora_weights", True)
+    if init not in UNTOUCHED:
+        raise InputError(
+            Problem(
+                "its initialization changed the base's weights, which are not in the file",
+                f"{where}:init_lora_weights",
+                got=repr(init),
+                fix="save it from peft in portable form (path_initial_model_for_weight_conversion)",
+            )
+        )
+    modules = dict(base_modules(model))
+    if config.get("target_modules") == "all-linear":
+        heads = {s.path for s in anatomy(model).sites("head")}
+        hit = [p for p, m in modules.items() if kind_of(m) == "linear" and p not in heads]
+    else:
+        hit = targeted(config, list(modules), where)
+    return LoRA(
+        rank=config.get("r", 8),
+        alpha=config.get("lora_alpha", 8),
+        dropout=config.get("lora_dropout") or 0.0,
+        targets=regex(hit, list(modules)),
+        rank_pattern=config.get("rank_pattern") or {},
+        alpha_pattern=config.get("alpha_pattern") or {},
+        init="gaussian" if init == "gaussian" else "kaiming",
+        rank_stabilized=bool(config.get("use_rslora")),
+    )
+
+
+CODEC = Codec("LORA", (*FIELDS, *FOREIGN), config, entries, method)
