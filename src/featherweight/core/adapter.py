@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from featherweight.core.errors import NotMergeable
+from featherweight.core.errors import NotMergeable, Problem, raise_all
 
 if TYPE_CHECKING:
     from featherweight.core.host import Base
@@ -51,7 +51,20 @@ class Replace(Adapter):
             self.register_parameter(name, copy)
 
     def merge(self, W: "Mapping[str, Tensor] | Base") -> dict[str, Tensor]:
-        return {name: copy.to(W[name].dtype) for name, copy in self.named_parameters(recurse=False)}
+        held = dict(self.named_parameters(recurse=False))
+        raise_all(resized(name, W[name], copy) for name, copy in held.items() if copy.shape != W[name].shape)
+        return {name: copy.to(W[name].dtype) for name, copy in held.items()}
 
     def added(self) -> int:
         return 0
+
+
+def resized(name: str, now: Tensor, then: Tensor) -> Problem:
+    """The problem of a base tensor whose shape changed under its adapter."""
+    return Problem(
+        "the base tensor changed its shape after the attach",
+        name,
+        f"{tuple(then.shape)}",
+        f"{tuple(now.shape)}",
+        "resize first, then attach",
+    )

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from featherweight.core import lexicon
+from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.core.host import base_modules
 from featherweight.core.layout import fused_rows
 from featherweight.core.part import transposed
@@ -29,10 +30,14 @@ class Anatomy:
     blocks: tuple[tuple[str, nn.Module], ...]
     roles: dict[str, list[Site]] = field(default_factory=dict)
     generates: bool = False  # the head is a language-model head
+    undecided: dict[str, Problem] = field(
+        default_factory=dict
+    )  # roles inside fused projections nobody could tell apart
 
     def sites(self, role: str) -> list[Site]:
-        """The sites of a role or of a union of roles, in the model's order, each once."""
+        """The sites of a role or of a union of roles. Raises InputError where a fused projection keeps its secret."""
         parts = lexicon.UNIONS.get(role, (role,))
+        raise_all(dict.fromkeys(self.undecided[r] for r in parts if r in self.undecided))
         return [s for r in parts for s in self.roles.get(r, [])]
 
 
@@ -40,8 +45,9 @@ def anatomy(model: nn.Module) -> Anatomy:
     """The anatomy of a model; adapters in it are looked through."""
     blocks = find_blocks(model)
     roles: defaultdict[str, list[Site]] = defaultdict(list)
+    undecided: dict[str, Problem] = {}
     for path, block in blocks:
-        for site in block_sites(model, path, block):
+        for site in block_sites(model, path, block, undecided):
             roles[site.role].append(site)
     roles["norm"] = [Site(p, m, "norm") for p, m in base_modules(model) if is_norm(m)]
     head, generates = find_head(model)
@@ -51,7 +57,7 @@ def anatomy(model: nn.Module) -> Anatomy:
     linears = {id(m) for b in within for _, m in base_modules(b) if kind_of(m) == "linear"} - inside
     roles["linear"] = [Site(p, m, "linear") for p, m in base_modules(model) if id(m) in linears]
     roles["embedding"] = find_embedding(model)
-    return Anatomy(tuple(blocks), dict(roles), generates)
+    return Anatomy(tuple(blocks), dict(roles), generates, undecided)
 
 
 def find_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -66,7 +72,7 @@ def find_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def block_sites(model: nn.Module, path: str, block: nn.Module) -> list[Site]:
+def block_sites(model: nn.Module, path: str, block: nn.Module, undecided: dict[str, Problem]) -> list[Site]:
     """The attention and feed-forward sites of one block."""
     linears = {p: m for p, m in base_modules(block) if kind_of(m) == "linear" and p}
     roots = attention_roots(linears)
@@ -74,26 +80,33 @@ def block_sites(model: nn.Module, path: str, block: nn.Module) -> list[Site]:
     for p, module in linears.items():
         root = next((r for r in roots if p.startswith(r + ".")), None)
         role = attention_role(p, linears, root) if root else mlp_role(p, module, block)
-        leaf = p.rsplit(".", 1)[-1]
         if role == "fused":
-            names, layout = lexicon.FUSED[leaf]
-            rows = fused_rows(model, f"{path}.{p}", module, names, layout)
-            sites += [Site(f"{path}.{p}", module, name, rows[name]) for name in names]
+            sites += slices(model, f"{path}.{p}", module, undecided)
         elif role:
             sites.append(Site(f"{path}.{p}", module, role))
     return sites
+
+
+def slices(model: nn.Module, path: str, module: nn.Module, undecided: dict[str, Problem]) -> list[Site]:
+    """The sites inside a fused projection; where its layout is not proven, its roles are noted as undecided."""
+    names, layout = lexicon.FUSED[leaf(path)]
+    try:
+        rows = fused_rows(model, path, module, names, layout)
+    except InputError as error:
+        undecided |= {name: error.problems[0] for name in names if name not in undecided}
+        return []
+    return [Site(path, module, name, rows[name]) for name in names]
 
 
 def attention_roots(linears: dict[str, nn.Module]) -> list[str]:
     """For each query or fused projection the largest part of the block around it without a widening layer."""
     roots = []
     for p in linears:
-        leaf = p.rsplit(".", 1)[-1]
-        if leaf not in lexicon.QUERY and lexicon.FUSED.get(leaf, ((),))[0][:1] != ("query",):
+        if leaf(p) not in lexicon.QUERY and lexicon.FUSED.get(leaf(p), ((),))[0][:1] != ("query",):
             continue
         root = p
         for end in reversed([i for i, c in enumerate(p) if c == "."]):
-            if any(widens(q) for q in linears if q.startswith(p[:end] + ".")):
+            if any(widens(q, m) for q, m in linears.items() if q.startswith(p[:end] + ".")):
                 break
             root = p[:end]
         if root != p and root not in roots:
@@ -101,33 +114,48 @@ def attention_roots(linears: dict[str, nn.Module]) -> list[str]:
     return roots
 
 
-def widens(p: str) -> bool:
-    leaf = p.rsplit(".", 1)[-1]
-    return leaf in lexicon.UP | lexicon.GATE or leaf == "gate_up_proj" or p.endswith("intermediate.dense")
+def leaf(path: str) -> str:
+    return path.rsplit(".", 1)[-1]
+
+
+def shape(module: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear layer."""
+    weight: Any = module.weight
+    out, into = weight.shape[::-1] if transposed(module) else weight.shape
+    return int(out), int(into)
+
+
+def widens(p: str, module: nn.Module) -> bool:
+    """Whether a linear opens a feed-forward block: by name, else by making its input wider."""
+    if leaf(p) in ATTENTION:
+        return False
+    return leaf(p) in lexicon.UP | lexicon.GATE or shape(module)[0] > shape(module)[1]
+
+
+ATTENTION = (
+    lexicon.QUERY | lexicon.KEY | lexicon.VALUE | {n for n, (roles, _) in lexicon.FUSED.items() if "query" in roles}
+)
 
 
 def attention_role(p: str, linears: dict[str, nn.Module], root: str) -> str:
-    leaf = p.rsplit(".", 1)[-1]
-    if leaf in lexicon.FUSED:
+    if leaf(p) in lexicon.FUSED:
         return "fused"
     for role, names in (("query", lexicon.QUERY), ("key", lexicon.KEY), ("value", lexicon.VALUE)):
-        if leaf in names:
+        if leaf(p) in names:
             return role
-    taken = lexicon.QUERY | lexicon.KEY | lexicon.VALUE | set(lexicon.FUSED)
-    rest = [q for q in linears if q.startswith(root + ".") and q.rsplit(".", 1)[-1] not in taken and "pos_" not in q]
+    rest = [q for q in linears if q.startswith(root + ".") and leaf(q) not in ATTENTION and "pos_" not in q]
     return "output" if rest == [p] else ""
 
 
 def mlp_role(p: str, module: nn.Module, block: nn.Module) -> str:
-    leaf = p.rsplit(".", 1)[-1]
-    if leaf == "gate_up_proj":
+    if leaf(p) in lexicon.FUSED:
         return "fused"
     for role, names in (("gate", lexicon.GATE), ("up", lexicon.UP), ("down", lexicon.DOWN)):
-        if leaf in names:
+        if leaf(p) in names:
             return role
-    width = next((m._parameters["weight"].shape[0] for _, m in base_modules(block) if is_norm(m)), None)  # type: ignore[union-attr]
-    weight: Any = module.weight
-    out, into = weight.shape[::-1] if transposed(module) else weight.shape
+    out, into = shape(module)
+    norm: Any = next((m for _, m in base_modules(block) if is_norm(m)), None)
+    width = None if norm is None else norm.weight.shape[0]
     if out != into and width in (out, into):
         return "down" if out == width else "up"
     return ""

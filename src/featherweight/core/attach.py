@@ -13,7 +13,7 @@ from featherweight.core.method import Method
 from featherweight.core.part import Part, Parts
 from featherweight.core.replace import Copies, replacement
 from featherweight.core.site import Site
-from featherweight.core.switch import Attached, Switch, refresh, switch_of
+from featherweight.core.switch import Attached, Switch, joined, refresh, switch_of
 
 Made = dict[str, tuple[nn.Module, Adapter]]  # path of the host -> the module, its new adapter
 
@@ -38,7 +38,7 @@ def attach(
     attaches for use only.
     Raises InputError when the name is taken or the method hits nothing; the model is then as it was.
     """
-    switch = switch_of(model)
+    switch = joined(model)
     check(method, name, switch)
     sites = list(method.hosts(model))
     if not sites:
@@ -51,7 +51,7 @@ def attach(
     freeze(model, switch)
     for path, (module, adapter) in made.items():
         become_host(module, switch, path)
-        vars(module)["_modules"]["adapters"][name] = adapter
+        vars(module)["_modules"]["adapters"][name] = adapter.train(module.training)  # eval mode: no dropout
     switch.attached[name] = Attached(method, bool(heads), train)
     switch.active = (*switch.active, name) if stack else (name,)
     refresh(model)
@@ -107,11 +107,13 @@ def build(model: nn.Module, method: Method, sites: list[Site]) -> Made:
 
 
 def freeze(model: nn.Module, switch: Switch) -> None:
-    """Freeze the base, once; what trained before is remembered for detach."""
-    if not switch.attached:
-        switch.thawed = [p for _, p in base_parameters(model) if p.requires_grad]
-        for _, p in base_parameters(model):
-            p.requires_grad_(False)
+    """Freeze each part of the base once, and remember for detach what trained before."""
+    known = {id(p) for p in switch.frozen}
+    new = [p for _, p in base_parameters(model) if id(p) not in known]
+    switch.frozen += new
+    switch.thawed += [p for p in new if p.requires_grad]
+    for p in new:
+        p.requires_grad_(False)
 
 
 def detach(model: nn.Module, name: str | None = None) -> nn.Module:

@@ -13,6 +13,7 @@ FUSED = {
     "qkv": (("query", "key", "value"), "blocks"),
     "query_key_value": (("query", "key", "value"), "grouped"),
     "gate_up_proj": (("gate", "up"), "blocks"),
+    "Wi": (("gate", "up"), "blocks"),
 }
 
 GATE = {"gate_proj", "wi_0", "w1", "gate_lin"}

@@ -31,7 +31,8 @@ class Switch:
 
     attached: dict[str, Attached] = field(default_factory=dict)
     active: tuple[str, ...] = ()
-    thawed: list[nn.Parameter] = field(default_factory=list)  # base parameters that required grad before the freeze
+    frozen: list[nn.Parameter] = field(default_factory=list)  # the base, once each part of it was frozen
+    thawed: list[nn.Parameter] = field(default_factory=list)  # those of it that required grad before
 
     def trains(self, name: str) -> bool:
         return name in self.active and self.attached[name].marked
@@ -54,10 +55,39 @@ class Switched:
 
 def switch_of(model: nn.Module) -> Switch:
     """The model's switch, wherever in it a host was made first; a fresh one for a model with nothing attached."""
-    for module in model.modules():
-        if "switch" in vars(module) and isinstance(vars(module)["switch"], Switch):
-            return vars(module)["switch"]
-    return Switch()
+    return next(iter(switches(model)), Switch())
+
+
+def switches(model: nn.Module) -> list[Switch]:
+    """Every switch in the model: more than one where submodules were attached apart."""
+    found = [vars(m)["switch"] for m in model.modules() if isinstance(vars(m).get("switch"), Switch)]
+    return list({id(s): s for s in found}.values())
+
+
+def joined(model: nn.Module) -> Switch:
+    """The model's one switch; those of submodules that were attached apart are joined into it."""
+    one, *others = switches(model) or [Switch()]
+    for other in others:
+        both = sorted(set(one.attached) & set(other.attached))
+        if both:
+            raise InputError(
+                *(
+                    Problem(
+                        "two parts of the model hold different adapters of this name",
+                        got=repr(n),
+                        fix="detach one of them first",
+                    )
+                    for n in both
+                )
+            )
+        one.attached |= other.attached
+        one.active += other.active
+        one.frozen += other.frozen
+        one.thawed += other.thawed
+    for module in model.modules() if others else ():
+        if "switch" in vars(module):
+            vars(module)["switch"] = one
+    return one
 
 
 def switch(model: nn.Module, names: str | Sequence[str] | None, *, train: bool | None = None) -> Switched:

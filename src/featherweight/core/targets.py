@@ -8,7 +8,7 @@ from torch import nn
 from featherweight.core.anatomy import anatomy
 from featherweight.core.errors import InputError, Problem, did_you_mean, listed, raise_all
 from featherweight.core.host import base_modules
-from featherweight.core.lexicon import ROLES
+from featherweight.core.lexicon import ROLES, UNIONS
 from featherweight.core.site import Site, kind_of
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -70,7 +70,9 @@ def nothing(
 ) -> Problem:
     """The problem of a target that hit nothing: the modules and roles there are, and the nearest name."""
     there = anatomy(model)
-    roles = [r for r in ROLES if any(s.kind in kinds for s in there.sites(r))]
+    roles = [
+        r for r in ROLES if any(s.kind in kinds for part in UNIONS.get(r, (r,)) for s in there.roles.get(part, []))
+    ]
     shapes = sorted({re.sub(r"\d+", "N", p) for p, _ in open_to})
     near = did_you_mean(entry, [*roles, *{p.rsplit(".", 1)[-1] for p, _ in open_to}]) if entry else ""
     fix = (

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from featherweight.core.adapter import Adapter
-from featherweight.core.errors import Problem, raise_all
+from featherweight.core.adapter import Adapter, resized
+from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.core.host import frozen_class
 from featherweight.core.method import Method
 from featherweight.core.replace import master
@@ -145,6 +145,9 @@ class LowRankEmbedding(Adapter):
         self.scale = scale
 
     def forward(self, base: Any, ids: Tensor) -> Tensor:
+        table = base.host.weight
+        if table.shape[0] != self.lora_embedding_A.shape[1]:
+            raise InputError(resized("weight", table, self.lora_embedding_A.T @ self.lora_embedding_B.T))
         if frozen_class(base.host) is not nn.Embedding:  # scaled embeddings (Gemma, BART): through the weight
             return super().forward(base, ids)
         y = base(ids)
