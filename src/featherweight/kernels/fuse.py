@@ -1,0 +1,82 @@
+"""Fused frozen modules: `fuse(model)` changes a module's class in place to one whose forward keeps less and runs
+faster.
+
+    norm       RMSNorm with a frozen weight        gated     silu(gate(x)) · up(x) of a gated MLP
+    dropout    nn.Dropout on a CPU                 attention dropout of attention probabilities on a CPU
+
+What a module computes stays: a module is fused only where a probe shows its own forward and ours to agree to the bit
+(norm, gated), or where only the source of the noise differs (dropout, attention). Keys, `isinstance` and names stay
+too.
+"""
+
+import copyreg
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from featherweight.core.host import base_modules, frozen_class, reclass
+from featherweight.kernels import attention, dropout, gated, norm
+
+
+class Fusion(NamedTuple):
+    """Which modules it fits, and the forward it gives to a class."""
+
+    fits: Callable[[nn.Module, type[nn.Module]], bool]
+    forward_of: Callable[[type[nn.Module]], Callable[..., Any]]
+
+
+FUSIONS = {
+    "norm": Fusion(norm.fits, norm.forward_of),
+    "gated": Fusion(gated.fits, gated.forward_of),
+    "dropout": Fusion(dropout.fits, dropout.forward_of),
+    "attention": Fusion(attention.fits, attention.forward_of),
+}
+
+
+class FusedType(type):
+    """The type of fused classes: it lets pickle rebuild them from what they were made of."""
+
+    plain_class: type[nn.Module]
+    fusion: str
+
+
+def fuse(model: nn.Module) -> dict[str, str]:
+    """Fuse every module that fits, in place; path -> fusion of what was fused now. A second call finds nothing."""
+    done = {}
+    for path, module in base_modules(model):
+        cls = frozen_class(module)
+        name = (
+            None if isinstance(cls, FusedType) else next((n for n, f in FUSIONS.items() if f.fits(module, cls)), None)
+        )
+        if name:
+            reclass(module, fused_class(cls, name))
+            done[path] = name
+    return done
+
+
+def unfuse(model: nn.Module) -> None:
+    """Give every fused module its own class back."""
+    for _, module in base_modules(model):
+        cls = frozen_class(module)
+        if isinstance(cls, FusedType):
+            reclass(module, cls.plain_class)
+
+
+@cache
+def fused_class(cls: type[nn.Module], fusion: str) -> type[nn.Module]:
+    """The fused class of a module class: one for each, made once."""
+    forward = wraps(cls.forward)(FUSIONS[fusion].forward_of(cls))
+    members = {"forward": forward, "plain_class": cls, "fusion": fusion, "__module__": cls.__module__,
+               "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}  # fmt: skip
+    made: Any = FusedType(cls.__name__, (cls,), members)
+    return made
+
+
+def recipe(cls: FusedType) -> tuple[Callable[..., Any], tuple[type[nn.Module], str]]:
+    """How pickle rebuilds a fused class."""
+    return fused_class, (cls.plain_class, cls.fusion)
+
+
+copyreg.pickle(FusedType, recipe)
