@@ -112,12 +112,12 @@ def test_nothing_of_full_size_is_ever_made(torch):
     from featherweight.tasks import CausalLM
 
     class Rows(TorchDispatchMode):
-        size = 0
+        rows = set()
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
             if isinstance(out, torch.Tensor) and out.shape[-1:] == (5000,):
-                self.size = max(self.size, out.numel())
+                self.rows.add(out.numel() // 5000)
             return out
 
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from featherweight.tasks.asking import answer_of, asked, chat_prompt
 from featherweight.tasks.metrics import exact_match
 from featherweight.tasks.task import Task
 
@@ -23,13 +24,20 @@ class CausalLM(Task):
     max_new_tokens: int = 128
 
     auto: ClassVar[str] = "AutoModelForCausalLM"
-    shapes: ClassVar[tuple[str, ...]] = ("completion", "instruction", "messages", "text")
+    shapes: ClassVar[tuple[str, ...]] = ("prompt", "instruction", "messages", "text")
     generates: ClassVar[bool] = True
 
-    def encode(self, example: Example, tokenizer: Any, length: int | None) -> Encoded:
-        from featherweight.data.encode import encode_lm
+    def encode_all(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
+        from featherweight.data.encode import encode_lm_all
 
-        return encode_lm(example, tokenizer, length)
+        return encode_lm_all(examples, tokenizer, length)
+
+    def ask(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
+        from featherweight.data.encode import encode_lm_all
+
+        chats = iter([chat_prompt(e, tokenizer, length) for e in examples if e.messages])
+        plain = iter(encode_lm_all([asked(e) for e in examples if not e.messages], tokenizer, length))
+        return [next(chats if e.messages else plain) for e in examples]
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         from featherweight.tasks.heads import inputs
@@ -43,31 +51,15 @@ class CausalLM(Task):
         return token_loss(model, inputs(batch), targets), (targets != IGNORED).sum()
 
     def predict(self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any) -> list[Any]:
-        from featherweight.tasks.generation import continue_prompts
+        from featherweight.tasks.generation import write
 
-        return continue_prompts(model, prompts(batch), tokenizer, self.max_new_tokens)
+        return write(model, batch, tokenizer, self.max_new_tokens)
 
     def reference(self, example: Example) -> Any:
-        texts = [turn.text for turn in example.turns if turn.trained]
-        if example.messages:
-            texts = [str(m["content"]) for m in example.messages[-1:] if m.get("role") == "assistant"]
-        return "".join(texts).strip() if texts else None
+        return answer_of(example)
 
     def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
         return {"exact_match": exact_match(predictions, [[r] for r in references])}
 
     def answer(self, prediction: Any) -> dict[str, Any]:
         return {"text": prediction}
-
-
-def prompts(batch: Mapping[str, Tensor]) -> list[list[int]]:
-    """The ids of each row in front of its first trained token: all of them where no token is trained."""
-    ids = batch["input_ids"]  # (batch, seq)
-    mask = batch.get("attention_mask")
-    real = ids.new_ones(ids.shape) if mask is None else mask
-    labels = batch.get("labels")
-    rows = []
-    for r in range(len(ids)):
-        end = ids.shape[1] if labels is None else next(iter((labels[r] != -100).nonzero().flatten().tolist()), None)
-        rows.append(ids[r, :end][real[r, :end] > 0].tolist())
-    return rows

@@ -26,7 +26,7 @@ class Classification(Headed, Task):
     labels: tuple[str, ...] = ()
     pair: bool = False
 
-    shapes: ClassVar[tuple[str, ...]] = ("classification", "pair")
+    shapes: ClassVar[tuple[str, ...]] = ("label",)
     best: ClassVar[tuple[str, bool]] = ("accuracy", True)
 
     def fit(self, examples: Sequence[Example]) -> Self:
@@ -41,7 +41,17 @@ class Classification(Headed, Task):
     def check(self, examples: Sequence[Example]) -> list[Problem]:
         known = set(self.labels)
         names = ((label_name(e.label), e.where) for e in examples if e.label is not None)
-        return [unseen(name, self.labels, where) for name, where in names if name not in known]
+        return [unseen(name, self.labels, where) for name, where in names if name not in known] + self.unlike(examples)
+
+    def unlike(self, examples: Sequence[Example]) -> list[Problem]:
+        """Single texts where the task has pairs, and pairs where it has single texts."""
+        wanted = "two texts, as in training" if self.pair else "one text, as in training"
+        return [Problem("a row of another form", e.where, wanted, "one" if self.pair else "two")
+                for e in examples if (e.pair is not None) != self.pair]  # fmt: skip
+
+    def ask(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
+        raise_all(self.unlike(examples))
+        return super().ask(examples, tokenizer, length)
 
     def model_options(self) -> dict[str, Any]:
         return {
@@ -51,12 +61,8 @@ class Classification(Headed, Task):
             "problem_type": "single_label_classification",
         }
 
-    def encode(self, example: Example, tokenizer: Any, length: int | None) -> Encoded:
-        from featherweight.data.encode import encode_text
-
-        raise_all(self.check([example]))
-        label = None if example.label is None else self.labels.index(label_name(example.label))
-        return replace(encode_text(example, tokenizer, length), labels=label)
+    def target(self, example: Example) -> Any:
+        return None if example.label is None else self.labels.index(label_name(example.label))
 
     def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         from torch.nn.functional import cross_entropy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,11 +34,34 @@ def continue_prompts(
     return decoded(out[:, ids.shape[1] :], tokenizer)
 
 
+def prompts(batch: Mapping[str, Tensor]) -> list[list[int]]:
+    """The ids of each row in front of its last answer (the last run of trained tokens): all where none is trained."""
+    ids = batch["input_ids"]  # (batch, seq)
+    real = batch.get("attention_mask", torch.ones_like(ids)) > 0
+    trained = batch.get("labels", torch.full_like(ids, -100)) != -100
+    rows = []
+    for row, mask, answer in zip(ids, real, trained, strict=True):
+        starts = answer & ~torch.cat([answer[:1] & False, answer[:-1]])
+        end = int(starts.nonzero()[-1]) if answer.any() else len(row)
+        rows.append(row[:end][mask[:end]].tolist())
+    return rows
+
+
 def transform(
-    model: nn.Module, ids: Tensor, mask: Tensor, tokenizer: Any, max_new_tokens: int, **options: Any
+    model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any, max_new_tokens: int, **options: Any
 ) -> list[str]:
-    """The text that an encoder-decoder makes of each row of `ids` (batch, seq)."""
-    return decoded(run(model, ids, mask, pad_id(model, tokenizer), max_new_tokens, options), tokenizer)
+    """The text that an encoder-decoder makes of each row of the batch."""
+    given = batch["input_ids"], batch["attention_mask"]
+    return decoded(run(model, *given, pad_id(model, tokenizer), max_new_tokens, options), tokenizer)
+
+
+def write(
+    model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any, max_new_tokens: int, **options: Any
+) -> list[str]:
+    """One text per row of a collated batch, whichever of the two kinds of model it is."""
+    if getattr(inner(model).config, "is_encoder_decoder", False):
+        return transform(model, batch, tokenizer, max_new_tokens, **options)
+    return continue_prompts(model, prompts(batch), tokenizer, max_new_tokens, **options)
 
 
 def run(model: nn.Module, ids: Tensor, mask: Tensor, pad: int, new: int, options: dict[str, Any]) -> Tensor:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from featherweight.core.errors import Problem, raise_all
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from featherweight.data.types import Encoded, Example
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
@@ -21,6 +25,25 @@ class Headed:
     """Mixin of tasks over a head with one row of logits per text; a unit is a row."""
 
     auto: ClassVar[str] = "AutoModelForSequenceClassification"
+
+    @abstractmethod
+    def target(self, example: Example) -> Any:
+        """The label of an example as the loss wants it; None where it is unlabelled."""
+
+    @abstractmethod
+    def check(self, examples: Sequence[Example]) -> list[Problem]:
+        """See Task.check."""
+
+    def encode_all(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
+        from featherweight.data.encode import encode_text_all
+
+        raise_all(self.check(examples))
+        return encode_text_all(examples, tokenizer, length, [self.target(e) for e in examples])
+
+    def ask(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
+        from featherweight.data.encode import encode_text_all
+
+        return encode_text_all(examples, tokenizer, length)
 
     @abstractmethod
     def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from featherweight.tasks.task import Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from featherweight.data.types import Encoded, Example
+    from featherweight.data.types import Example
 
 THRESHOLD = 0.5
 
@@ -27,7 +27,7 @@ class MultiLabel(Headed, Task):
 
     labels: tuple[str, ...] = ()
 
-    shapes: ClassVar[tuple[str, ...]] = ("multilabel",)
+    shapes: ClassVar[tuple[str, ...]] = ("labels",)
     best: ClassVar[tuple[str, bool]] = ("macro_f1", True)
 
     def fit(self, examples: Sequence[Example]) -> Self:
@@ -52,13 +52,9 @@ class MultiLabel(Headed, Task):
             "problem_type": "multi_label_classification",
         }
 
-    def encode(self, example: Example, tokenizer: Any, length: int | None) -> Encoded:
-        from featherweight.data.encode import encode_text
-
-        raise_all(self.check([example]))
+    def target(self, example: Example) -> Any:
         given = set(names_of(example))
-        target = None if example.label is None else [float(name in given) for name in self.labels]
-        return replace(encode_text(example, tokenizer, length), labels=target)
+        return None if example.label is None else [float(name in given) for name in self.labels]
 
     def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         from torch.nn.functional import binary_cross_entropy_with_logits as bce

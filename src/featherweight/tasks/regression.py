@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from featherweight.core.errors import Problem, raise_all
@@ -15,14 +15,14 @@ from featherweight.tasks.task import Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from featherweight.data.types import Encoded, Example
+    from featherweight.data.types import Example
 
 
 @dataclass(frozen=True, repr=False)
 class Regression(Headed, Task):
     """Scores as they stand in the data: no rescaling. A prediction is a float."""
 
-    shapes: ClassVar[tuple[str, ...]] = ("regression",)
+    shapes: ClassVar[tuple[str, ...]] = ("score",)
     best: ClassVar[tuple[str, bool]] = ("pearson", True)
 
     def fit(self, examples: Sequence[Example]) -> Self:
@@ -37,11 +37,8 @@ class Regression(Headed, Task):
     def model_options(self) -> dict[str, Any]:
         return {"num_labels": 1, "problem_type": "regression"}
 
-    def encode(self, example: Example, tokenizer: Any, length: int | None) -> Encoded:
-        from featherweight.data.encode import encode_text
-
-        raise_all(self.check([example]))
-        return replace(encode_text(example, tokenizer, length), labels=self.reference(example))
+    def target(self, example: Example) -> Any:
+        return self.reference(example)
 
     def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         return (logits.squeeze(-1) - labels.float()).square().sum()  # labels (batch,)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from featherweight.tasks.asking import answer_of, asked
 from featherweight.tasks.metrics import exact_match
 from featherweight.tasks.task import Task
 
@@ -23,13 +24,16 @@ class Seq2Seq(Task):
     max_new_tokens: int = 128
 
     auto: ClassVar[str] = "AutoModelForSeq2SeqLM"
-    shapes: ClassVar[tuple[str, ...]] = ("completion", "instruction")
+    shapes: ClassVar[tuple[str, ...]] = ("prompt", "instruction")
     generates: ClassVar[bool] = True
 
-    def encode(self, example: Example, tokenizer: Any, length: int | None) -> Encoded:
+    def encode_all(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
         from featherweight.data.encode import encode_seq2seq
 
-        return encode_seq2seq(example, tokenizer, length)
+        return [encode_seq2seq(e, tokenizer, length) for e in examples]
+
+    def ask(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
+        return self.encode_all([asked(e) for e in examples], tokenizer, length)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         from featherweight.tasks.modes import inner
@@ -41,13 +45,12 @@ class Seq2Seq(Task):
         return token_loss(model, {**given, "decoder_input_ids": shifted}, labels), (labels != IGNORED).sum()
 
     def predict(self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any) -> list[Any]:
-        from featherweight.tasks.generation import transform
+        from featherweight.tasks.generation import write
 
-        return transform(model, batch["input_ids"], batch["attention_mask"], tokenizer, self.max_new_tokens)
+        return write(model, batch, tokenizer, self.max_new_tokens)
 
     def reference(self, example: Example) -> Any:
-        texts = [turn.text for turn in example.turns if turn.trained]
-        return "".join(texts).strip() if texts else None
+        return answer_of(example)
 
     def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
         return {"exact_match": exact_match(predictions, [[r] for r in references])}

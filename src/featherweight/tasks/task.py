@@ -38,9 +38,17 @@ class Task(Noun):
         """Keyword arguments of `from_pretrained` that the task decides: num_labels, id2label, problem_type."""
         return {}
 
-    @abstractmethod
     def encode(self, example: Example, tokenizer: Any, length: int | None) -> Encoded:
         """Token ids and label of one example, cut to `length` tokens (`.truncated` says how many were cut)."""
+        return self.encode_all([example], tokenizer, length)[0]
+
+    @abstractmethod
+    def encode_all(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
+        """`encode` of many, with few calls of the tokenizer. Raises InputError over every bad example."""
+
+    @abstractmethod
+    def ask(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
+        """The examples as questions, for `predict`: encoded without their answers, which may be missing."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

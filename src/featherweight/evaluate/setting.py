@@ -1,0 +1,67 @@
+"""What a model is evaluated with where the caller does not say: its own task, its own tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featherweight.core.errors import InputError, Problem
+from featherweight.tasks.check import check_length, check_vocabulary, position_limit
+from featherweight.tasks.modes import inner
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from featherweight.tasks.task import Task
+
+
+def tokenizer_of(model: nn.Module, tokenizer: Any = None) -> Any:
+    """The tokenizer given, else `model.tokenizer`, else the one of the folder or name that the model came from.
+
+    Raises InputError where there is none, or where its ids go beyond the model's embedding.
+    """
+    found = tokenizer or getattr(inner(model), "tokenizer", None) or stored(model)
+    check_vocabulary(model, found)
+    return found
+
+
+def stored(model: nn.Module) -> Any:
+    name = str(getattr(getattr(inner(model), "config", None), "_name_or_path", ""))
+    if not name:
+        fix = "give tokenizer=..., or set model.tokenizer"
+        raise InputError(Problem("no tokenizer for this model", "tokenizer", fix=fix))
+    from featherweight.interop.transformers import load_tokenizer
+
+    return load_tokenizer(Path(name))
+
+
+def task_of(model: nn.Module, task: Task | None, shape: Any = None) -> Task:
+    """The task given, else `model.task`, else the default of the data's shape; labels from the model's config if it
+    has none of its own. Raises InputError where neither says."""
+    found = task or getattr(inner(model), "task", None)
+    if found is None and shape is not None:
+        from featherweight.tasks.pick import task_for
+
+        found = task_for(shape)
+    if found is None:
+        fix = "give task=..., for instance fw.Classification()"
+        raise InputError(Problem("no task for this model", "task", fix=fix))
+    return with_labels(found, model)
+
+
+def with_labels(task: Task, model: nn.Module) -> Task:
+    names = getattr(getattr(inner(model), "config", None), "id2label", None)
+    if getattr(task, "labels", None) != () or not names:
+        return task
+    return replace(task, labels=tuple(names[i] for i in sorted(names)))  # type: ignore[call-arg]
+
+
+def lengths(model: nn.Module, task: Task, length: int | None) -> int | None:
+    """The length to cut questions at: texts that go on need room for what is generated, at most half the positions."""
+    cut = check_length(model, length)
+    limit = position_limit(model)
+    if not task.generates or limit is None or getattr(inner(model).config, "is_encoder_decoder", False):
+        return cut
+    new = min(int(getattr(task, "max_new_tokens", 0)), limit // 2)
+    return min(cut or limit, limit - new)
