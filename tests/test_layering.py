@@ -1,4 +1,4 @@
-"""Lower layers never import higher ones; third parties are known to `interop` alone where they are a matter of taste."""
+"""Lower layers never import higher ones; no file can read or write a pickle."""
 
 import ast
 from pathlib import Path

@@ -213,7 +213,7 @@ def test_detach_of_one_name_among_several() -> None:
     assert len(list(hosts(model))) == 4
     fw.switch(model, "a")
     assert torch.equal(logits(model, inputs("llama")), alone)
-    with pytest.raises(fw.InputError, match="did you mean 'a'|choose from a"):
+    with pytest.raises(fw.InputError, match=r"did you mean 'a'|choose from a"):
         fw.detach(model, "b")
 
 

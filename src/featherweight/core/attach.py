@@ -8,7 +8,7 @@ from torch import nn
 from featherweight.core.adapter import Adapter
 from featherweight.core.anatomy import anatomy
 from featherweight.core.errors import InputError, Problem, did_you_mean, listed
-from featherweight.core.host import base_modules, base_parameters, become_host, hosts, leave_host
+from featherweight.core.host import base_modules, base_parameters, become_host, hosts, leave_host, refuse_sharded
 from featherweight.core.method import Method
 from featherweight.core.part import Part, Parts
 from featherweight.core.replace import Copies, replacement
@@ -40,6 +40,7 @@ def attach(
     """
     switch = joined(model)
     check(method, name, switch)
+    refuse_sharded(model, "attach", "attach first, then shard")
     sites = list(method.hosts(model))
     if not sites:
         there = listed([p for p, _ in base_modules(model) if p], 40)
@@ -118,6 +119,7 @@ def freeze(model: nn.Module, switch: Switch) -> None:
 
 def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     """Take one adapter off, or all of them; after the last the model is bit for bit, and class for class, as before."""
+    refuse_sharded(model, "detach", "switch it off instead: fw.switch(model, None)")
     switch = switch_of(model)
     names = list(switch.attached) if name is None else [name]
     if name is not None and name not in switch.attached:

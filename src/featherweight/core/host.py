@@ -154,6 +154,15 @@ def leave_host(module: nn.Module) -> None:
     reclass(module, cls)
 
 
+def refuse_sharded(model: nn.Module, verb: str, fix: str) -> None:
+    """fully_shard keeps its own books of parameters: adapters come before it, and stay until it is gone."""
+    sharded = next(
+        (p for p, m in base_modules(model) if any(c.__name__ == "FSDPModule" for c in type(m).__mro__)), None
+    )
+    if sharded is not None:
+        raise InputError(Problem(f"{verb} after fully_shard", sharded or "the model", fix=fix))
+
+
 def hosts(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """(path, host) of every host in the model."""
     return ((path, m) for path, m in base_modules(model) if isinstance(m, Host))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from featherweight.core.attach import detach
 from featherweight.core.errors import FeatherweightError, NotMergeable
-from featherweight.core.host import Base, base_modules, hosts, write
+from featherweight.core.host import Base, base_modules, hosts, refuse_sharded, write
 from featherweight.core.switch import switch, switch_of
 
 # Called with the model when a tied tensor had to be untied, so that its config can say so.
@@ -28,6 +28,7 @@ def rewritten(model: nn.Module) -> Rewritten:
 
     Raises NotMergeable naming every host whose active adapters cannot be folded.
     """
+    refuse_sharded(model, "merge", "save the adapter and merge it into a model that is not sharded")
     state = switch_of(model)
     stuck = [n for n in state.active if not state.attached[n].method.mergeable]
     if stuck:

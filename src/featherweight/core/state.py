@@ -44,7 +44,7 @@ def state(model: nn.Module, name: str) -> dict[str, Tensor]:
 
 
 def load_state(model: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors into an adapter; missing, extra and misshapen ones are listed together, and then nothing is copied."""
+    """Copy tensors into an adapter; missing, extra and misshapen ones are listed, and then nothing is copied."""
     own = live(model, name)
     missing = [k for k in own if k not in tensors]
     extra = [k for k in tensors if k not in own]
