@@ -43,6 +43,8 @@ def macro_f1(predictions: Sequence[str], references: Sequence[str]) -> float:
 
 def matthews(predictions: Sequence[str], references: Sequence[str]) -> float:
     """Matthews' correlation coefficient (Gorodkin's form for more than two classes), -1 to 1."""
+    if constant(predictions) or constant(references):
+        return 0.0
     from sklearn.metrics import matthews_corrcoef
 
     return float(matthews_corrcoef(references, predictions))
@@ -91,5 +93,5 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 709 else math.inf
 
 
-def constant(values: Sequence[float]) -> bool:
+def constant(values: Sequence[Hashable]) -> bool:
     return len(set(values)) < 2
