@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from featherweight.kernels.first import first_derivative
 from featherweight.kernels.noise import keep_mask, keep_probability
 
 
@@ -43,7 +43,7 @@ class DroppedAttention(torch.autograd.Function):
         return P.mul(mask).matmul(v).mul_(gain)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, P, mask = ctx.saved_tensors
         g = g * ctx.gain

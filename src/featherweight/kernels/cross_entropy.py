@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from featherweight.kernels.first import first_derivative
 from featherweight.kernels.lora import cast, compute_dtype
 
 LOGITS = 1 << 23  # logits held at once: 32 MB in float32
@@ -64,7 +64,7 @@ class HeadLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         grads = (
             None if t is None else (t * g).to(dtype) for t, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)

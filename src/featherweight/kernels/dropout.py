@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from featherweight.kernels.first import first_derivative
 from featherweight.kernels.noise import keep_mask, keep_probability
 
 
@@ -29,7 +29,7 @@ class Drop(torch.autograd.Function):
         return x.mul(mask).mul_(gain)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         (mask,) = ctx.saved_tensors
         return dy.mul(mask).mul_(ctx.gain), None, None

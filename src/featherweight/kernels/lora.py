@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from featherweight.core import fused
 from featherweight.core.host import Base
+from featherweight.kernels.first import first_derivative
 from featherweight.kernels.noise import keep_mask, keep_probability
 from featherweight.methods.lora import LowRank
 
@@ -93,7 +93,7 @@ class FrozenLowRank(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, W, A, B, h, mask = ctx.saved_tensors
         need_x, _, need_bias, need_A, need_B = ctx.needs_input_grad[:5]

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from featherweight.kernels.first import first_derivative
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -36,7 +37,7 @@ class FrozenRMSNorm(torch.autograd.Function):
         return weight * (wide * r).to(x.dtype)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         x, weight, r = ctx.saved_tensors
         g = (dy * weight).float()

@@ -1,0 +1,45 @@
+"""Tiny models for the fused functions."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def llama():
+    """A fresh tiny Llama in training mode, by dtype."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def make(dtype=torch.float32, **options):
+        torch.manual_seed(0)
+        config = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+                  "num_attention_heads": 4}  # fmt: skip
+        model = LlamaForCausalLM(LlamaConfig(**config | options)).to(dtype).train()
+        for p in model.parameters():
+            if p.dim() == 1:
+                torch.nn.init.normal_(p, mean=1.0, std=0.1)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bert():
+    """A fresh tiny BERT classifier in training mode."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    def make(**options):
+        torch.manual_seed(0)
+        config = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+                  "num_attention_heads": 4}  # fmt: skip
+        return BertForSequenceClassification(BertConfig(**config | options)).train()
+
+    return make
+
+
+@pytest.fixture
+def plain_path(monkeypatch):
+    """Call it, and adapters take the plain path from then on."""
+    from featherweight.core import fused
+
+    return lambda: monkeypatch.setattr(fused, "kernels", {})
