@@ -18,7 +18,9 @@ Judge = Callable[[Any, Path], Any]
 METHODS: dict[str, Any] = {
     "lora": LoRA(rank=4),
     "lora-linear": LoRA(rank=2, alpha=3, targets="linear", dropout=0.1),
-    "lora-rs-patterns": LoRA(rank=4, targets="attention", rank_pattern={"0.*": 3}, alpha_pattern={"1.*": 5}, rank_stabilized=True),
+    "lora-rs-patterns": LoRA(
+        rank=4, targets="attention", rank_pattern={"0.*": 3}, alpha_pattern={"1.*": 5}, rank_stabilized=True
+    ),
     "lora-gaussian-mlp": LoRA(rank=3, alpha=1, targets=("up", "down"), init="gaussian"),
     "lora-predicate": LoRA(rank=2, targets=lambda path, module: "1." in path),
     "ia3": IA3(),

@@ -1,0 +1,118 @@
+"""`load_model`: base and adapter in one call, ready for inference."""
+
+import os
+import tomllib
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featherweight.checkpoint.load import Stored, load, read
+from featherweight.core.errors import InputError, Problem, listed
+from featherweight.core.noun import Noun
+from featherweight.interop.transformers import load_base, load_tokenizer
+
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+AUTO = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+
+
+def load_model(
+    folder: str | os.PathLike[str],
+    base: str | os.PathLike[str] | None = None,
+    dtype: str | torch.dtype | None = None,
+    train: bool = False,
+    *,
+    device: str | torch.device | None = None,
+    name: str = "default",
+    strict_base: bool = True,
+) -> Any:
+    """The adapter in `folder` on its base, in eval mode (`train=True`: marked and ready to train on), with
+    tokenizer and task.
+
+    The base is `base` where given; else the `model` of the folder's run.toml, the place on record as seen from the
+    folder, or PEFT's `base_model_name_or_path`. Its fingerprint is checked. Raises InputError where no base is
+    found, naming what was tried.
+    """
+    stored = read(folder, name)
+    place = os.fspath(base) if base is not None else find_base(stored)
+    tokenizer = next((load_tokenizer(p) for p in (stored.folder, Path(folder)) if has_tokenizer(p)), None)
+    task = task_of(stored)
+    if task is not None:
+        model = load_base(place, task, dtype, device, tokenizer=tokenizer)
+    else:
+        model = load_base(place, Foreign.of(stored), dtype, device, tokenizer=tokenizer)
+        model.task = None
+    load(model, folder, name, train=train, strict_base=strict_base)
+    return model.train(train)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in TOKENIZERS)
+
+
+def find_base(stored: Stored) -> str:
+    """Where the base is; a folder that is not there is passed over, a hub name is taken."""
+    said = str(stored.config.get("base_model_name_or_path") or "")
+    near = stored.record.base_path if stored.record is not None else None
+    local = [p for name in (run_model(stored.folder), said) if name for p in (Path(name), stored.folder / name)]
+    local += [stored.folder / near] if near else []
+    for place in local:
+        if (place / "config.json").is_file():
+            return str(place)
+    hub = run_model(stored.folder) or said
+    if hub and near is None and not Path(hub).is_absolute() and hub.count("/") <= 1:
+        return hub
+    tried = listed([str(p) for p in local])
+    raise InputError(
+        Problem(
+            "the adapter's base is not where it was",
+            str(stored.folder),
+            got=f"none of {tried}",
+            fix="say where it is: load_model(folder, base=...)",
+        )
+    )
+
+
+def run_model(folder: Path) -> str:
+    """The `model` of a run's run.toml, "" without one."""
+    file = folder / "run.toml"
+    return str(tomllib.loads(file.read_text(encoding="utf-8")).get("model") or "") if file.is_file() else ""
+
+
+def task_of(stored: Stored) -> Any:
+    """The task on record. Tasks lie above this layer: their family is found by name, as a plug-in is."""
+    form = stored.record.task if stored.record is not None else None
+    if form is None:
+        return None
+    import_module("featherweight.tasks")
+    family = next(f for f in Noun.__subclasses__() if f.__name__ == "Task")
+    return family.from_dict(form, where=f"{stored.folder}:task")
+
+
+class Foreign:
+    """What stands in for a task where none is on record: PEFT's task type, and as many labels as the stored head
+    has.
+    """
+
+    def __init__(self, auto: str, labels: int | None):
+        self.auto, self.labels = auto, labels
+
+    @classmethod
+    def of(cls, stored: Stored) -> "Foreign | None":
+        kind = stored.config.get("task_type")
+        heads = [t.shape[0] for k, t in stored.tensors.items() if k.endswith(HEADS)]
+        return cls(AUTO[kind], heads[-1] if heads else None) if kind in AUTO else None
+
+    def model_options(self) -> dict[str, Any]:
+        return {"num_labels": self.labels} if self.labels is not None else {}
+
+
+HEADS = (".classifier.weight", ".score.weight", ".classifier.out_proj.weight", ".qa_outputs.weight")
