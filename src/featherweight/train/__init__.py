@@ -1,0 +1,38 @@
+"""Training: the loop, its optimizers and schedules, checkpoints that survive, the step-1 audit, logs.
+
+`featherweight.train(...)` is a verb and this package at once: calling the package calls `run.train`.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from featherweight.train.settings import Settings, settings
+
+_HOME = {
+    "train": "run",
+    "Run": "run",
+    "Stopped": "stop",
+    "CheckpointError": "store",
+    "NoGradient": "audit",
+    "NotFinite": "finite",
+}
+
+__all__ = [*_HOME, "Settings", "settings"]
+
+
+class Verb(ModuleType):
+    """A module that is called as the function of its name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return import_module("featherweight.train.run").train(*args, **kwargs)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'featherweight.train' has no attribute {name!r}")
+    return getattr(import_module(f"featherweight.train.{_HOME[name]}"), name)
+
+
+sys.modules[__name__].__class__ = Verb

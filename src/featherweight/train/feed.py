@@ -1,0 +1,107 @@
+"""Which rows make step n, on which rank, in which micro-batch: a pure function of integers.
+
+`data.order` decides the global batches of an epoch; a rank takes its run of each, and cuts that into micro-batches.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from featherweight.core.errors import FeatherweightError
+from featherweight.data.collate import collate, collate_packed
+from featherweight.data.order import batches, pack
+from featherweight.data.types import Batch, Encoded
+from featherweight.train.ranks import Ranks, split
+
+
+@dataclass(frozen=True, eq=False)
+class Feed:
+    """The training rows in their order. With packing an item is a bin of several rows, else one row."""
+
+    rows: Sequence[Encoded]
+    batch: int
+    seed: int
+    pad: int
+    buckets: bool = True
+    packing: int | None = None  # tokens per bin
+    weights: Sequence[float] | None = None
+
+    @cached_property
+    def items(self) -> list[list[int]]:
+        """Row numbers of each item."""
+        if self.packing is None:
+            return [[i] for i in range(len(self.rows))]
+        return pack([len(r.input_ids) for r in self.rows], self.packing)
+
+    @cached_property
+    def order(self) -> "Order":
+        lengths = [sum(len(self.rows[i].input_ids) for i in item) for item in self.items]
+        return Order(tuple(lengths), self.batch, self.seed, self.buckets, self.weights)
+
+    def steps(self, epochs: float) -> int:
+        """Optimizer steps that so many epochs take, at least 1."""
+        return max(1, round(epochs * self.order.per_epoch))
+
+    def step(self, number: int, ranks: Ranks, accumulate: int) -> list[list[list[int]]]:
+        """This rank's micro-batches for step `number` (from 1), each a list of items; an empty one is left out."""
+        mine = split(self.order.batch_of(number), ranks.world)[ranks.rank]
+        return [[self.items[i] for i in micro] for micro in split(mine, accumulate) if micro]
+
+    def where(self, number: int) -> list[str]:
+        """file:line of all rows of a step."""
+        return [self.rows[i].where for item in self.order.batch_of(number) for i in self.items[item]]
+
+    def mass(self, number: int) -> int:
+        """About how many units a step has over all ranks: trained tokens, or rows. It keeps the loss of order one while
+        it is summed; the exact count divides at the end."""
+        return max(1, sum(units(self.rows[i]) for item in self.order.batch_of(number) for i in self.items[item]))
+
+    def tokens(self, number: int) -> int:
+        """Real (not padding) tokens of a step over all ranks."""
+        return sum(len(self.rows[i].input_ids) for item in self.order.batch_of(number) for i in self.items[item])
+
+    def collate(self, items: Sequence[Sequence[int]]) -> Batch:
+        """Tensors of some items."""
+        if self.packing is None:
+            return collate([self.rows[item[0]] for item in items], self.pad)
+        return collate_packed([[self.rows[i] for i in item] for item in items], self.pad)
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """The global batches of every epoch, each a list of item numbers."""
+
+    lengths: tuple[int, ...]
+    batch: int
+    seed: int
+    buckets: bool
+    weights: Sequence[float] | None
+
+    @cached_property
+    def per_epoch(self) -> int:
+        return len(self.epoch(0))
+
+    @lru_cache(maxsize=2)  # noqa: B019  # an Order lives as long as its run
+    def epoch(self, number: int) -> list[list[int]]:
+        return batches(self.lengths, self.batch, self.seed, number, self.buckets, self.weights)
+
+    def batch_of(self, step: int) -> list[int]:
+        """Items of step `step`, counted from 1 over all epochs."""
+        epoch, position = divmod(step - 1, self.per_epoch)
+        plan = self.epoch(epoch)
+        if len(plan) != self.per_epoch:
+            raise FeatherweightError(f"epoch {epoch} has {len(plan)} batches, epoch 0 has {self.per_epoch}")
+        return plan[position]
+
+
+def units(row: Encoded) -> int:
+    """Trained tokens of a sequence, 1 for anything with one label."""
+    if isinstance(row.labels, list) and row.labels and isinstance(row.labels[0], int):
+        return sum(label != -100 for label in row.labels)
+    return 1
+
+
+def moved(batch: Mapping[str, Any], device: Any) -> dict[str, Any]:
+    """A batch's tensors on the device."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -1,0 +1,77 @@
+"""Optimizers over what the methods ask to be trained, and their state as named tensors."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.core.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from featherweight.core.adapter import Adapter
+    from featherweight.core.method import Method
+
+# Adafactor is torch's: steps relative to the scale of a tensor (Shazeer & Stern 2018, section 8), as in T-Few.
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": lambda groups, **options: torch.optim.AdamW(groups, **options),
+    "adafactor": lambda groups, **options: torch.optim.Adafactor(groups, **options),
+    "sgd": lambda groups, **options: torch.optim.SGD(groups, **options),
+}
+
+
+def optimizer(name: str, trained: Sequence[tuple["Method", Mapping[str, "Adapter"]]], lr: float | None,
+              decay: float) -> torch.optim.Optimizer:  # fmt: skip
+    """The optimizer over the groups of every trained method; `lr=None` is each method's own rate.
+
+    Each group keeps its peak rate as `peak`. A tensor that two methods share is trained once; `decay` holds for groups
+    that do not set `weight_decay` themselves (vectors, biases and norms do, to 0).
+    """
+    groups: list[dict[str, Any]] = []
+    seen: set[int] = set()
+    for method, adapters in trained:
+        for group in method.groups(adapters, method.lr if lr is None else lr):
+            fresh = [p for p in group["params"] if id(p) not in seen]
+            seen |= {id(p) for p in fresh}
+            groups += [{**group, "params": fresh, "peak": group["lr"]}] if fresh else []
+    if not groups:
+        raise InputError(Problem("nothing to train: no active adapter has trainable parameters",
+                                 fix="attach a method, or switch one on with train=True"))  # fmt: skip
+    return OPTIMIZERS[name](groups, lr=groups[0]["lr"], weight_decay=decay)
+
+
+def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All parameters that the optimizer updates, in its order."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def scale_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to `factor` of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+
+
+def state_of(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
+    """`<parameter>::<what>` -> tensor, on the CPU. `names` gives the parameters' names by id."""
+    found: dict[str, Tensor] = {}
+    for p, state in optimizer.state.items():
+        for what, value in state.items():
+            if value is None:
+                continue
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{type(optimizer).__name__} keeps {what} as {type(value).__name__}, not as a tensor")
+            found[f"{names[id(p)]}::{what}"] = value.detach().cpu().contiguous()
+    return found
+
+
+def load_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str], tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `state_of` gave, bit for bit; a tensor of an unknown parameter is an error."""
+    named = {names[id(p)]: p for p in parameters(optimizer)}
+    optimizer.state.clear()
+    for key, tensor in tensors.items():
+        name, _, what = key.partition("::")
+        if name not in named:
+            raise InputError(Problem("optimizer state of a parameter that is not trained now", name))
+        p = named[name]
+        at = tensor if what == "step" else tensor.to(p.device)  # torch keeps step counters on the CPU
+        optimizer.state[p][what] = at.clone()

@@ -1,0 +1,70 @@
+"""The loss curve of a run as PNG and SVG: training loss, dev loss, and below it the metric that picks the best step."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+BLUE, ORANGE, GRAY = "#1f6fb4", "#d1590f", "#8a8a8a"
+SMOOTH = 0.9  # of an exponential mean with its start corrected
+
+
+def curve(history: Sequence[dict[str, Any]], folder: Path, best: tuple[str, int] | None = None) -> list[Path]:
+    """Draw `history` (lines of metrics.jsonl) into folder/loss.png and loss.svg; nothing when there is no point.
+
+    `best` is the deciding metric and the step of its best value.
+    """
+    import matplotlib as mpl
+
+    trained = [(r["step"], r["loss"]) for r in history if "loss" in r]
+    if not trained:
+        return []
+    with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "fw"}):
+        figure = draw(trained, [r for r in history if "dev" in r], best)
+        paths = [folder / "loss.png", folder / "loss.svg"]
+        figure.savefig(paths[0], dpi=144)
+        figure.savefig(paths[1], metadata={"Date": None})
+    return paths
+
+
+def draw(trained: list[tuple[int, float]], dev: list[dict[str, Any]], best: tuple[str, int] | None) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    metric = best[0] if best and best[0] != "loss" and any(best[0] in r["dev"] for r in dev) else None
+    figure = Figure(figsize=(7, 5.2 if metric else 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    rows = figure.subplots(2 if metric else 1, 1, sharex=True, squeeze=False, height_ratios=(2, 1) if metric else (1,))
+    top, bottom = rows[0, 0], rows[-1, 0]
+    losses(top, trained, [(r["step"], r["dev"]["loss"]) for r in dev if "loss" in r["dev"]])
+    if metric:
+        points = [(r["step"], r["dev"][metric]) for r in dev if metric in r["dev"]]
+        bottom.plot(*zip(*points, strict=True), color=ORANGE, marker="o", markersize=4)
+        bottom.set_ylabel(f"dev {metric.replace('_', ' ')}")
+    if best:
+        for axes in rows[:, 0]:
+            axes.axvline(best[1], color=GRAY, linewidth=1, linestyle=":")
+        top.annotate(f"best: step {best[1]}", (best[1], 1), xycoords=("data", "axes fraction"), xytext=(-4, -4),
+                     textcoords="offset points", ha="right", va="top", color=GRAY, fontsize=9)  # fmt: skip
+    bottom.set_xlabel("optimizer step")
+    return figure
+
+
+def losses(axes: Any, trained: list[tuple[int, float]], dev: list[tuple[int, float]]) -> None:
+    steps = [s for s, _ in trained]
+    axes.plot(steps, [v for _, v in trained], color=BLUE, alpha=0.3, linewidth=1)
+    axes.plot(steps, smoothed([v for _, v in trained]), color=BLUE, linewidth=1.8, label="training, smoothed")
+    if dev:
+        axes.plot(*zip(*dev, strict=True), color=ORANGE, marker="o", markersize=4, label="dev")
+    axes.set_ylabel("loss per unit (nats)")
+    axes.set_xlim(left=0)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.legend(frameon=False, loc="upper right" if trained[-1][1] < trained[0][1] else "best")
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """The exponential moving average, each point divided by the weight it has seen."""
+    out, mean, weight = [], 0.0, 0.0
+    for value in values:
+        mean, weight = SMOOTH * mean + (1 - SMOOTH) * value, SMOOTH * weight + (1 - SMOOTH)
+        out.append(mean / weight)
+    return out

@@ -1,0 +1,196 @@
+"""`fw.train`: the verb."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from torch import nn
+
+from featherweight.checkpoint.save import portable, save
+from featherweight.core.count import Trainable, trainable
+from featherweight.core.errors import InputError, Problem
+from featherweight.core.method import Method
+from featherweight.tasks import Task
+from featherweight.train import setup, toml
+from featherweight.train.card import card, public
+from featherweight.train.feed import Feed
+from featherweight.train.log import Board, Journal, Voice, voice
+from featherweight.train.loop import Loop
+from featherweight.train.output import CHECKPOINTS, METRICS, RUN, claim, hash_rows, resumable, write_text
+from featherweight.train.plot import curve
+from featherweight.train.ranks import Ranks, ranks
+from featherweight.train.seeds import own_generators
+from featherweight.train.settings import FREE, Settings, settings
+from featherweight.train.step import Stepper, Trained
+from featherweight.train.stop import Stop
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run did. `scores` are the dev scores of the weights that were kept; `history` the lines of metrics.jsonl;
+    `seconds` and `tokens_per_second` (real tokens, not padding) of this process."""
+
+    output: Path | None
+    steps: int
+    scores: dict[str, float | None]
+    history: list[dict[str, Any]] = field(repr=False)
+    seconds: float
+    tokens_per_second: float
+    trainable: int
+    total: int
+
+
+def train(model: Any, data: Any, task: Task | None = None, *, output: str | os.PathLike[str] | None = None,
+          method: Method | None = None, name: str = "default", tokenizer: Any = None, columns: Any = None,
+          **values: Any) -> Run:  # fmt: skip
+    """Train the active, marked adapters of `model` on `data`; the base stays as it is.
+
+    model: a live model, or a path or hub name to load for the task (then `method` says what to attach).
+    data: what `featherweight.data.load` takes (a file, a folder, a hub name, rows), or its result.
+    task: what a batch means; by default the model's own, else what the data's shape asks for.
+    output: folder of the adapter, the model card, run.toml, metrics and checkpoints; None writes nothing.
+    method, name: what to attach before training, and under which name; None trains what is active and marked.
+    values: every field of `Settings`.
+
+    A dev split is evaluated. The model is left in eval mode with the best evaluated weights (the last ones without dev
+    rows, or with best=False). Raises InputError for anything wrong with the input, Stopped after a signal (the step is
+    saved), NoGradient, NotFinite and CheckpointError.
+    """
+    chosen = settings(values)
+    place = ranks(chosen.device)
+    setup.check_precision(chosen.precision, place.device)
+    folder = None if output is None else Path(output)
+    if folder is not None and place.main:
+        claim(folder, chosen.resume)
+    place.wait()
+    say = voice(place.main)
+    try:
+        with Stop() as stop, own_generators(place.device):
+            return go(model, data, task, folder, method, name, tokenizer, columns, chosen, place, say, stop)
+    finally:
+        say.close()
+
+
+def go(model: Any, data: Any, task: Task | None, folder: Path | None, method: Method | None, name: str, tokenizer: Any,
+       columns: Any, chosen: Settings, place: Ranks, say: Voice, stop: Stop) -> Run:  # fmt: skip
+    """Set up, train, and leave everything in its place."""
+    if chosen.resume and folder is None:
+        raise InputError(Problem("there is nothing to resume without an output folder", "resume", fix="give output"))
+    stuff = setup.material(data, task, model, columns)
+    live = setup.base(model, stuff.task, chosen).to(place.device)
+    words = tokenizer if tokenizer is not None else getattr(live, "tokenizer", None)
+    if words is None:
+        raise InputError(Problem("the model brings no tokenizer", "tokenizer", fix="give tokenizer=..."))
+    length, pad = setup.limits(live, words, chosen)
+    rows = setup.encoded(stuff.task, stuff.train, words, length, stop.check)
+    feed = setup.feed(stuff, rows, pad, length, chosen, say.say)
+    dev = setup.dev_rows(stuff, words, pad, length, chosen, stop.check)
+    trained = setup.adapted(live, method, name, chosen.seed)
+    live.task, live.tokenizer = stuff.task, words
+    setup.same_start(live, trained, place)
+    total = chosen.steps or feed.steps(chosen.epochs or 3)
+    with setup.conditions(live, chosen):
+        stepper = Stepper(live, stuff.task, feed, trained, chosen, place, total)
+        identity = identify(live, stuff, feed, dev, trained, chosen, total)
+        loop = open_loop(live, stepper, dev, chosen, total, folder, identity, say, stop)
+        form = document(live if not isinstance(model, str | os.PathLike) else os.fspath(model), stuff, folder, identity,
+                        resolved(chosen, trained, length))  # fmt: skip
+        if folder is not None and place.main:
+            write_text(folder / RUN, toml.dumps(form))
+        loop.run()
+        kept = loop.choose()
+    say.say(kept)
+    run = summary(loop, folder)
+    if folder is not None and place.main:
+        finish(loop, run, trained, words, form, kept, stuff.name)
+    place.wait()
+    return run
+
+
+def identify(model: nn.Module, stuff: setup.Material, feed: Feed, dev: Any, trained: Trained, chosen: Settings,
+             total: int) -> dict[str, Any]:  # fmt: skip
+    """What must be equal for a run to be resumed."""
+    return {
+        "settings": chosen.model_dump(exclude=set(FREE)),
+        "steps": total,
+        "task": stuff.task.to_dict(),
+        "method": {name: portable(method, model).to_dict() for name, (method, _) in trained.items()},
+        "rows": len(feed.rows),
+        "data": hash_rows(feed.rows),
+        "dev": hash_rows(dev.rows) if dev is not None else None,
+        "base": type(model).__name__,
+    }
+
+
+def open_loop(model: nn.Module, stepper: Stepper, dev: Any, chosen: Settings, total: int, folder: Path | None,
+              identity: dict[str, Any], say: Voice, stop: Stop) -> Loop:  # fmt: skip
+    """The loop at its start, or where the newest good checkpoint of the folder left it."""
+    found = resumable(folder, identity) if folder is not None and chosen.resume else None
+    for problem in found.skipped if found else ():
+        say.say(f"damaged checkpoint passed over: {problem}")
+    if chosen.resume:
+        say.say(f"going on after step {found.step}" if found else "no checkpoint yet: starting over")
+    main = stepper.ranks.main
+    path = folder / METRICS if folder is not None and main else None
+    journal = Journal(path, found.files["progress"]["lines"] if found else 0)
+    board = Board(folder / "tensorboard") if folder is not None and main and chosen.tensorboard else None
+    checkpoints = folder / CHECKPOINTS if folder is not None else None
+    loop = Loop(model, stepper, dev, chosen, total, journal, say, stop, checkpoints, board, identity)
+    if found:
+        loop.restore(found)
+    return loop
+
+
+def document(model: Any, stuff: setup.Material, folder: Path | None, identity: dict[str, Any],
+             filled: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    """run.toml: everything by the name that it has as a keyword and as a flag."""
+    name, method = next(iter(identity["method"].items()))
+    origin = model if isinstance(model, str) else setup.base_name(model)
+    head = {"model": origin, "data": stuff.name, "output": None if folder is None else str(folder), "name": name}
+    return {**head, **filled, "task": identity["task"], "method": method}
+
+
+def resolved(chosen: Settings, trained: Trained, length: int | None) -> dict[str, Any]:
+    """The settings with every default made explicit, as run.toml has them."""
+    method = next(iter(trained.values()))[0]
+    filled = chosen.model_dump(exclude={"resume"})
+    if chosen.steps is None:
+        filled["epochs"] = float(chosen.epochs or 3)
+    return {**filled, "lr": chosen.lr or method.lr, "length": length}
+
+
+def summary(loop: Loop, folder: Path | None) -> Run:
+    """The numbers of a run that is over."""
+    p, counts = loop.progress, trainable(loop.model)
+    at = p.best_step if loop.settings.best and p.best_step is not None else p.step
+    scores = next((r["dev"] for r in reversed(loop.journal.history) if "dev" in r and r["step"] == at), {})
+    return Run(folder, p.step, scores, loop.journal.history, perf_counter() - loop.started, loop.speed(),
+               counts.trainable, counts.total)  # fmt: skip
+
+
+def finish(loop: Loop, run: Run, trained: Trained, tokenizer: Any, form: dict[str, Any], kept: str, data: str) -> None:
+    """The final adapter, tokenizer, card and curve."""
+    assert run.output is not None
+    folder = run.output
+    for position, name in enumerate(trained):
+        save(loop.model, folder if position == 0 else folder / name, name)
+    tokenizer.save_pretrained(folder)
+    p, best = loop.progress, None
+    if loop.dev is not None and p.best_step is not None:
+        best = (loop.dev.task.best[0], p.best_step)
+    curve(run.history, folder, best)
+    first = next(iter(trained.values()))[0]
+    facts = {
+        "base": public(setup.base_name(loop.model)), "title": folder.resolve().name, "data": public(data),
+        "method": type(first).__name__.lower(), "noun": repr(first), "task": repr(loop.stepper.task),
+        "steps": run.steps, "chosen": kept,
+        "share": f"{Trainable(run.trainable, run.total).share:.2f} %", "trainable": run.trainable, "total": run.total,
+        "rows": len(loop.stepper.feed.rows), "dev": len(loop.dev.rows) if loop.dev else 0,
+        "digest": loop.identity["data"][:16],
+    }  # fmt: skip
+    shown = {k: v for k, v in form.items() if k in Settings.model_fields}
+    write_text(folder / "README.md", card(facts, shown, run.scores))
+    if loop.board is not None:
+        loop.board.close()

@@ -1,0 +1,190 @@
+"""From what the user gave to what the loop needs: rows encoded, task fitted, model loaded, adapter attached."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from featherweight.core import state as core
+from featherweight.core.attach import attach
+from featherweight.core.errors import InputError, Problem, listed, raise_all
+from featherweight.core.method import Method
+from featherweight.core.switch import switch_of
+from featherweight.data.load import Data, load
+from featherweight.data.order import row_weights
+from featherweight.data.rows import examples
+from featherweight.data.types import Encoded, Example
+from featherweight.tasks import Task, task_for
+from featherweight.tasks.check import check_length, check_vocabulary, pad_id
+from featherweight.train.evaluation import Dev
+from featherweight.train.feed import Feed, units
+from featherweight.train.ranks import Ranks
+from featherweight.train.seeds import derive, reseed
+from featherweight.train.settings import Settings
+from featherweight.train.step import Trained
+
+Say = Callable[[str], None]
+POLLED = 512  # rows encoded between two looks at the signals
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Data and task, before any model."""
+
+    task: Task
+    train: list[Example]
+    dev: list[Example]
+    weights: Sequence[float] | None
+    name: str
+
+
+def material(data: Any, task: Task | None, model: Any, columns: Any) -> Material:
+    """Read, shape and check the data. Raises InputError over every bad row, also of the dev split."""
+    loaded = data if isinstance(data, Data) else load(data, columns)
+    train, dev = examples(loaded.train, loaded.shape), examples(loaded.valid or [], loaded.shape)
+    if not train:
+        raise InputError(Problem("no row to train on", "data", got=str(data)))
+    chosen = task or getattr(model, "task", None) or task_for(loaded.shape)
+    fitted = chosen.fit(train)
+    raise_all([*fitted.check(train), *fitted.check(dev)])
+    name = os.fspath(data) if isinstance(data, str | os.PathLike) else "rows in memory"
+    return Material(fitted, train, dev, loaded.weights, name)
+
+
+def base(model: Any, task: Task, settings: Settings) -> nn.Module:
+    """The live model, or the one loaded from a path. Raises InputError where its head does not fit the task."""
+    if isinstance(model, str | os.PathLike):
+        from featherweight.interop import load_base
+
+        return load_base(model, task, settings.precision, seed=derive(settings.seed, "base") % 2**31)
+    wanted, has = task.model_options().get("num_labels"), getattr(getattr(model, "config", None), "num_labels", None)
+    if wanted is not None and has is not None and wanted != has:
+        raise InputError(Problem("the model's head has another number of outputs than the data has labels", "model",
+                                 str(wanted), str(has), "load it with num_labels, or give its path"))  # fmt: skip
+    return model
+
+
+def adapted(model: nn.Module, method: Method | None, name: str, seed: int) -> Trained:
+    """Attach `method` where one is given; the methods and adapters that train. Raises InputError where none does."""
+    if method is not None:
+        reseed(seed, "init")
+        attach(model, method, name)
+    switch = switch_of(model)
+    found = {n: (switch.attached[n].method, core.adapters(model, n)) for n in switch.active if switch.trains(n)}
+    if not found:
+        raise InputError(Problem("nothing to train", "method", "a method, or an active adapter marked to be trained",
+                                 fix="give method=fw.LoRA(), or attach or switch with train=True"))  # fmt: skip
+    return found
+
+
+def same_start(model: nn.Module, trained: Trained, ranks: Ranks) -> None:
+    """Every rank starts from the first one's trainable tensors."""
+    if ranks.world > 1:
+        for name in trained:
+            for tensor in core.state(model, name).values():
+                torch.distributed.broadcast(tensor, 0)
+
+
+def encoded(
+    task: Task, rows: Sequence[Example], tokenizer: Any, length: int | None, poll: Callable[[], None]
+) -> list[Encoded]:
+    out: list[Encoded] = []
+    for start in range(0, len(rows), POLLED):
+        poll()
+        out += task.encode_all(rows[start : start + POLLED], tokenizer, length)
+    return out
+
+
+def feed(stuff: Material, rows: list[Encoded], pad: int, length: int | None, settings: Settings, say: Say) -> Feed:
+    """The training rows in their order. Rows that train nothing are left out and told of; it takes one at least."""
+    bare = [row.where for row in rows if row.labels is None]
+    raise_all([Problem("no label to train on", w, fix="label the row or leave it out") for w in bare])
+    kept = [row for row in rows if units(row)]
+    if not kept:
+        raise InputError(Problem("no row has a trained token", rows[0].where, "a completion or an assistant's turn",
+                                 fix="look at the rows with fw data, or allow more tokens with length"))  # fmt: skip
+    if len(kept) < len(rows):
+        lost = [row.where for row in rows if not units(row)]
+        say(f"{len(lost)} rows have no trained token and are left out: {listed(lost, 4)}")
+    if cut := sum(row.truncated > 0 for row in kept):
+        say(f"{cut} of {len(kept)} rows are longer than {length} tokens and are cut")
+    weights = None if stuff.weights is None else row_weights([row.source for row in kept], stuff.weights)
+    return Feed(
+        kept, settings.batch, settings.seed, pad, settings.buckets, packing(stuff.task, kept, length, settings), weights
+    )
+
+
+def packing(task: Task, rows: Sequence[Encoded], length: int | None, settings: Settings) -> int | None:
+    """Tokens per bin, None without packing. Raises InputError for a task that cannot be packed."""
+    if not settings.packing:
+        return None
+    if task.auto != "AutoModelForCausalLM":
+        raise InputError(
+            Problem("packing is for causal language models", "packing", got=repr(task), fix="leave it out")
+        )
+    longest = max(len(row.input_ids) for row in rows)
+    return max(longest, min(length or 1024, 1024))
+
+
+def dev_rows(stuff: Material, tokenizer: Any, pad: int, length: int | None, settings: Settings,
+             poll: Callable[[], None]) -> Dev | None:  # fmt: skip
+    """The dev split that has answers, None where there is none."""
+    rows = encoded(stuff.task, stuff.dev, tokenizer, length, poll)
+    pairs = [
+        (r, stuff.task.reference(e)) for r, e in zip(rows, stuff.dev, strict=True) if r.labels is not None and units(r)
+    ]
+    if not pairs:
+        return None
+    return Dev([r for r, _ in pairs], [a for _, a in pairs], stuff.task, tokenizer, pad, max(32, settings.batch))
+
+
+def limits(model: nn.Module, tokenizer: Any, settings: Settings) -> tuple[int | None, int]:
+    """(length, pad id). Raises InputError where tokenizer, length and model do not go together."""
+    check_vocabulary(model, tokenizer)
+    return check_length(model, settings.length), pad_id(model, tokenizer)
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse what the device has no arithmetic for."""
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError(Problem("there is no fp16 arithmetic on a CPU", "precision", "fp32 or bf16", "fp16"))
+    if precision == "tf32" and device.type != "cuda":
+        raise InputError(
+            Problem("tf32 exists on CUDA devices only", "precision", "fp32 or bf16", f"tf32 on {device.type}")
+        )
+
+
+@contextmanager
+def conditions(model: nn.Module, settings: Settings) -> Iterator[None]:
+    """Threads, tf32 and gradient checkpointing for the time of the run; the model is left in eval mode."""
+    threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(settings.threads or threads)
+    torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")
+    checkpointing = settings.checkpointing and not getattr(model, "is_gradient_checkpointing", False)
+    if checkpointing:
+        recompute(model)
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()
+        if checkpointing:
+            model.gradient_checkpointing_disable()  # type: ignore[operator]
+        torch.set_float32_matmul_precision(matmul)
+        torch.set_num_threads(threads)
+
+
+def recompute(model: nn.Module) -> None:
+    """Non-reentrant checkpointing: gradients flow to adapters although no input of a block requires grad."""
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise InputError(Problem("the model cannot recompute activations", "checkpointing", got=type(model).__name__))
+    model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+
+
+def base_name(model: nn.Module) -> str:
+    """What the base is called where it came from."""
+    return str(getattr(model, "name_or_path", "") or type(model).__name__)
