@@ -1,17 +1,8 @@
-"""Real models and data for the task tests."""
+"""Real models for the task tests."""
 
-import os
 from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture(scope="session")
-def data_dir() -> Path:
-    folder = Path(os.environ.get("FEATHERWEIGHT_DATA") or Path(__file__).parents[3] / "shared" / "data")
-    if not folder.is_dir():
-        pytest.skip(f"no data at {folder}: set FEATHERWEIGHT_DATA")
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -235,3 +235,54 @@ def test_stories_loss_on_real_rows(torch, data_dir, stories, stories_tokenizer):
         own = stories(**batch).loss
     assert (loss / units).item() == pytest.approx(own.item(), abs=1e-6)
     assert 3.5 < own.item() < 5.5
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma2"])
+def test_bf16_autocast_equals_the_models_own_loss(torch, name):
+    from featherweight.tasks import CausalLM
+
+    model, batch = build(name), batch_of(torch)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, units = CausalLM().loss(model, batch)
+        own = model(**batch).loss
+    loss.backward()
+    assert (loss / units).item() == pytest.approx(own.item(), abs=1e-3)
+    assert loss.dtype == torch.float32
+    assert model.model.layers[0].mlp.up_proj.weight.grad.any()
+
+
+def test_packed_real_rows_equal_padded_ones(torch, stories, stories_tokenizer):
+    from featherweight.data.collate import collate
+    from featherweight.data.types import Example, Turn
+    from featherweight.tasks import CausalLM
+
+    examples = [Example(f"a:{i}", turns=(Turn(f"name[{n}] || ", False), Turn(f"{n} is a pub.", True)))
+                for i, n in enumerate(["Eagle", "The Vaults", "Zizzi"])]  # fmt: skip
+    rows = CausalLM().encode_all(examples, stories_tokenizer, None)
+    losses = []
+    for packed in (False, True):
+        with torch.no_grad():
+            loss, units = CausalLM().loss(stories, collate(rows, 0, packed=packed).tensors)
+        losses.append((loss.item(), int(units)))
+    assert losses[0][1] == losses[1][1] == sum(label != -100 for row in rows for label in row.labels)
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-6)
+
+
+def test_wrapped_models_keep_their_gradients(torch, tmp_path):
+    """Inside DistributedDataParallel the loss runs through the wrapper's forward, so gradients are reduced."""
+    import torch.distributed as dist
+
+    from featherweight.tasks import CausalLM
+
+    model, batch = build("Llama"), batch_of(torch)
+    plain, _ = CausalLM().loss(model, batch)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        for _ in range(2):
+            loss, _ = CausalLM().loss(wrapped, batch)
+            loss.backward()
+    finally:
+        dist.destroy_process_group()
+    assert loss.item() == plain.item()
+    assert all(p.grad is not None for p in model.parameters())

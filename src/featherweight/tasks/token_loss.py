@@ -91,7 +91,7 @@ def select(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 def head_loss(head: nn.Module, hidden: Tensor, wanted: Tensor) -> Tensor:
     """Summed cross-entropy of head(hidden) (n, V) against `wanted` (n), a chunk at a time."""
     if fusable(head):
-        from featherweight.kernels.cross_entropy import linear_cross_entropy
+        from featherweight.kernels import linear_cross_entropy
 
         return linear_cross_entropy(hidden, head.weight, wanted, bias=head.bias)  # type: ignore[arg-type]
     size = max(1, LOGITS // rows_of(head))
@@ -143,9 +143,13 @@ def probe(model: nn.Module, inputs: Mapping[str, Any]) -> str:
     if everywhere is None or some is None or put is None:
         return "full"
     wanted = everywhere[:, -steps:][picked.to(everywhere.device) != IGNORED]
-    if some.shape != wanted.shape or not torch.equal(some, wanted):
+    if not same(some, wanted):
         return "full"
-    return "chunked" if some.shape == put.shape and torch.equal(some, put) else "selected"
+    return "chunked" if same(some, put) else "selected"
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a.float(), b.float())
 
 
 def known_logits(
