@@ -286,3 +286,35 @@ def test_wrapped_models_keep_their_gradients(torch, tmp_path):
         dist.destroy_process_group()
     assert loss.item() == plain.item()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_model_that_mixes_positions_gets_full_logits(torch):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from featherweight.tasks import CausalLM, token_loss
+
+    class Centered(LlamaForCausalLM):
+        """Logits less their mean over positions: selecting first would change them."""
+
+        def forward(self, **given):
+            out = super().forward(**given)
+            out.logits = out.logits - out.logits.mean(-2, keepdim=True)
+            return out
+
+    torch.manual_seed(0)
+    model, batch = Centered(LlamaConfig(**LLAMA_LIKE)).eval(), batch_of(torch)
+    loss, units = CausalLM().loss(model, batch)
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    own = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+    assert token_loss.ways[model] == "full"
+    assert (loss / units).item() == pytest.approx(own.item(), abs=1e-6)
+
+
+def test_a_model_that_hides_its_head_gets_full_logits(torch, monkeypatch):
+    from featherweight.tasks import CausalLM, token_loss
+
+    model, batch = build("GPT2"), batch_of(torch)
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
+    loss, units = CausalLM().loss(model, batch)
+    assert token_loss.ways[model] == "full"
+    assert (loss / units).item() == pytest.approx(model(**batch).loss.item(), abs=1e-6)

@@ -46,7 +46,9 @@ def task_of(model: nn.Module, task: Task | None, shape: Any = None) -> Task:
     if found is None:
         fix = "give task=..., for instance fw.Classification()"
         raise InputError(Problem("no task for this model", "task", fix=fix))
-    return with_labels(found, model)
+    fitted = with_labels(found, model)
+    check_outputs(model, fitted)
+    return fitted
 
 
 def with_labels(task: Task, model: nn.Module) -> Task:
@@ -54,6 +56,15 @@ def with_labels(task: Task, model: nn.Module) -> Task:
     if getattr(task, "labels", None) != () or not names:
         return task
     return replace(task, labels=tuple(names[i] for i in sorted(names)))  # type: ignore[call-arg]
+
+
+def check_outputs(model: nn.Module, task: Task) -> None:
+    """Raise InputError where the model's head has another number of outputs than the task has labels."""
+    wanted = task.model_options().get("num_labels")
+    has = getattr(getattr(inner(model), "config", None), "num_labels", None)
+    if wanted is not None and has != wanted:
+        fix = "load the model that was trained for this task, or train one"
+        raise InputError(Problem("the model's head is not this task's", "task", f"{wanted} outputs", str(has), fix))
 
 
 def lengths(model: nn.Module, task: Task, length: int | None) -> int | None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def check_vocabulary(model: nn.Module, tokenizer: Any) -> None:
     """Raise InputError where the tokenizer makes ids that the model's input embedding has no row for."""
-    rows = int(inner(model).get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    rows = int(inner(model).get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
     if beyond:
         first = min(beyond, key=beyond.__getitem__)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, repr=False)
 class Classification(Headed, Task):
     """`labels` in the order of the model's outputs, learned from the training rows when empty; `pair` says that rows
-    have two texts. A prediction is the probability of each label, in order."""
+    have two texts. A prediction is the probability of each label, in order. With two labels, `f1` is that of the
+    second (1 of 0 and 1, yes of no and yes)."""
 
     labels: tuple[str, ...] = ()
     pair: bool = False
