@@ -1,0 +1,149 @@
+"""Rows of a known shape to examples; every bad field is one Problem `file:line:field`, all raised together."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from featherweight.core.errors import Problem, raise_all
+from featherweight.data.chat import chat
+from featherweight.data.jsons import short
+from featherweight.data.shape import Shape, missing, number
+from featherweight.data.types import Example, Row, Turn
+
+Found = list[Problem]
+
+
+def examples(rows: Sequence[Row], shape: Shape) -> list[Example]:
+    """One example per row, in order. Raises InputError over all bad rows."""
+    build, problems = BUILDERS[shape.name], []
+    made = [build(row, shape, problems) for row in rows]
+    raise_all(problems)
+    return made
+
+
+def bad(row: Row, column: str, what: str, expected: str, value: Any) -> Problem:
+    got = "nothing" if column not in row.fields else short(value)
+    return Problem(what, f"{row.where}:{column}", expected, got)
+
+
+def text_at(row: Row, column: str, problems: Found, optional: bool = False) -> str:
+    """The text in a column; numbers are no texts, and an empty one is a problem unless it is optional."""
+    value = row.fields.get(column)
+    if missing(value):
+        if not optional:
+            what = "empty text" if column in row.fields else "missing field"
+            problems.append(bad(row, column, what, "text", value))
+        return ""
+    if not isinstance(value, str):
+        problems.append(bad(row, column, "wrong type", "text", value))
+        return ""
+    return value
+
+
+def classify(row: Row, shape: Shape, problems: Found) -> Example:
+    """text, label, score and labels, single or pair."""
+    columns = shape.columns
+    text = text_at(row, columns["text"], problems)
+    pair = text_at(row, columns["text_pair"], problems) if shape.pair else None
+    if shape.name == "text":
+        return Example(row.where, text, turns=(Turn(text, True),), source=row.source)
+    if not shape.labelled:
+        return Example(row.where, text, pair, source=row.source)
+    column = next(columns[r] for r in ("label", "score", "labels") if r in columns)
+    label = LABELS[shape.name](row, column, problems)
+    return Example(row.where, text, pair, label, source=row.source)
+
+
+def class_at(row: Row, column: str, problems: Found) -> str | None:
+    """A class name; 3, 3.0 and "3" are one class, and so are true and "true"."""
+    value = row.fields.get(column)
+    if missing(value):
+        problems.append(bad(row, column, "missing label", "a label as in the other rows", value))
+        return None
+    if not isinstance(value, str | int | float):
+        problems.append(bad(row, column, "wrong type", "one label: text or integer", value))
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value.strip() if isinstance(value, str) else f"{value:g}" if value == int(value) else str(value)
+
+
+def score_at(row: Row, column: str, problems: Found) -> float | None:
+    value = row.fields.get(column)
+    found = number(value)
+    if found is None:
+        what = "missing score" if missing(value) else "not a number"
+        problems.append(bad(row, column, what, "a finite number", value))
+    return found
+
+
+def labels_at(row: Row, column: str, problems: Found) -> tuple[str, ...]:
+    """A set of labels: a list, or in tables their names separated by `|`, `;` or `,`. An empty list is no label."""
+    value = row.fields.get(column)
+    if isinstance(value, str):
+        separator = next((s for s in "|;," if s in value), ",")
+        return tuple(part.strip() for part in value.split(separator) if part.strip())
+    if not isinstance(value, list | tuple) or not all(isinstance(v, str | int) for v in value):
+        problems.append(bad(row, column, "not a list of labels", "a list of texts or integers", value))
+        return ()
+    return tuple(str(v) for v in value)
+
+
+def prompt(row: Row, shape: Shape, problems: Found) -> Example:
+    """prompt, completion. Where neither has white space at the seam, a line break keeps the words apart."""
+    asked = text_at(row, shape.columns["prompt"], problems)
+    if not shape.labelled:
+        return Example(row.where, turns=(Turn(asked, False),), source=row.source)
+    answer = text_at(row, shape.columns["completion"], problems)
+    seam = "" if asked[-1:].isspace() or answer[:1].isspace() else "\n"
+    return Example(row.where, turns=(Turn(asked + seam, False), Turn(answer, True)), source=row.source)
+
+
+def instruction(row: Row, shape: Shape, problems: Found) -> Example:
+    """Alpaca's fields in our plain template: `Instruction:`, `Input:`, `Output:`, each on a line of its own."""
+    columns = shape.columns
+    given = {r: text_at(row, columns[r], problems, optional=True) for r in ("input", "system") if r in columns}
+    turns = list(past(row, columns.get("history", ""), problems))
+    head = given.get("system", "") + "\n\n" if given.get("system") else ""
+    if turns:
+        turns[0] = Turn(head + turns[0].text, False)
+        head = "\n\n"
+    asked = text_at(row, columns["instruction"], problems)
+    turns.append(Turn(head + ask(asked, given.get("input", "")), False))
+    if shape.labelled:
+        turns.append(Turn(text_at(row, columns["output"], problems), True))
+    return Example(row.where, turns=tuple(turns), source=row.source)
+
+
+def ask(asked: str, given: str = "") -> str:
+    """The template around one instruction."""
+    middle = f"Input:\n{given}\n\n" if given else ""
+    return f"Instruction:\n{asked}\n\n{middle}Output:\n"
+
+
+def past(row: Row, column: str, problems: Found) -> list[Turn]:
+    """Earlier rounds, a list of [instruction, output]; their outputs are trained like the last one."""
+    rounds = row.fields.get(column) or []
+    if not isinstance(rounds, list) or not all(
+        isinstance(r, list) and len(r) == 2 and all(isinstance(t, str) and t.strip() for t in r) for r in rounds
+    ):
+        problems.append(bad(row, column, "broken history", "a list of [instruction, output]", rounds))
+        return []
+    gap = ["", *["\n\n"] * len(rounds)]
+    return [t for g, (asked, answer) in zip(gap, rounds, strict=False)
+            for t in (Turn(g + ask(asked), False), Turn(answer, True))]  # fmt: skip
+
+
+def messages(row: Row, shape: Shape, problems: Found) -> Example:
+    column = shape.columns["messages"]
+    found, turns = chat(row.fields.get(column), f"{row.where}:{column}")
+    problems.extend(found)
+    return Example(row.where, messages=turns, source=row.source)
+
+
+LABELS: dict[str, Callable[[Row, str, Found], Any]] = {
+    "classification": class_at, "pair": class_at, "regression": score_at, "multilabel": labels_at,
+}  # fmt: skip
+BUILDERS: dict[str, Callable[[Row, Shape, Found], Example]] = {
+    "text": classify, "classification": classify, "pair": classify, "regression": classify, "multilabel": classify,
+    "completion": prompt, "instruction": instruction, "messages": messages,
+}  # fmt: skip

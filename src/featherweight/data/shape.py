@@ -1,0 +1,168 @@
+"""What the columns mean: found by their names, never registered; what cannot be decided is an error that lists them.
+
+| name           | columns                                      | label |
+|----------------|----------------------------------------------|-------|
+| text           | text                                         |       |
+| classification | text, label                                  | str   |
+| pair           | text, text_pair, label                       | str   |
+| regression     | text (+ text_pair), score                    | float |
+| multilabel     | text (+ text_pair), list of labels           | tuple |
+| completion     | prompt, completion                           |       |
+| instruction    | instruction (+ input system history), output |       |
+| messages       | messages or conversations                    |       |
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from featherweight.core.errors import InputError, Problem, did_you_mean, listed, raise_all
+from featherweight.data import names
+from featherweight.data.types import Row
+
+FIX = "map them: --columns text=…,label=… (roles: " + ", ".join(names.ROLES) + ")"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """`columns` maps a role to the file's column; `labelled` is False where no row carries its answer."""
+
+    name: str
+    columns: dict[str, str] = field(default_factory=dict)
+    labelled: bool = True
+
+    @property
+    def pair(self) -> bool:
+        return "text_pair" in self.columns
+
+
+def mapping(columns: Mapping[str, str] | str | None) -> dict[str, str]:
+    """`"text=review,label=stars"` or a dict, as role → column. Raises InputError for unknown roles."""
+    if isinstance(columns, str):
+        parts = [part.split("=", 1) for part in columns.split(",") if part.strip()]
+        raise_all(Problem("not a mapping", "columns", "role=column", repr(p[0]), FIX) for p in parts if len(p) != 2)
+        columns = {role.strip(): column.strip() for role, column in parts}
+    chosen = dict(columns or {})
+    raise_all(Problem("unknown role", f"columns.{role}", fix=did_you_mean(role, names.ROLES))
+              for role in chosen if role not in names.ROLES)  # fmt: skip
+    return chosen
+
+
+def shape_of(rows: Sequence[Row], columns: Mapping[str, str] | str | None = None) -> Shape:
+    """The one meaning that the columns of `rows` have. Raises InputError when there is none, or more than one."""
+    chosen = mapping(columns)
+    seen = list(dict.fromkeys(key for row in rows for key in row.fields))
+    where = rows[0].where.rsplit(":", 1)[0]
+    raise_all(Problem("no such column", f"columns.{role}", got=repr(column), fix=did_you_mean(column, seen))
+              for role, column in chosen.items() if column not in seen)  # fmt: skip
+    found = candidates(by_name(seen, chosen))
+    if len(seen) == 1 and not chosen:
+        found = found or [{"text": seen[0]}]
+    found = [f for f in found if set(chosen) <= set(f)]
+    if len(found) != 1:
+        raise InputError(undecided(where, seen, found))
+    return settle(rows, found[0])
+
+
+def undecided(where: str, seen: list[str], found: list[dict[str, str]]) -> Problem:
+    shown = "; or ".join(", ".join(f"{role}={column}" for role, column in f.items()) for f in found)
+    what = "the columns can be read in more than one way" if found else "the columns say nothing we know"
+    return Problem(what, where, "one meaning", f"columns {listed(seen)}" + (f" ({shown})" if shown else ""), FIX)
+
+
+def by_name(seen: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str]:
+    """Plain name → column; mapped roles first, and a mapped column is no longer known by its own name."""
+    free = {names.plain_name(c): c for c in reversed(seen) if c not in chosen.values()}
+    return {**free, **chosen}
+
+
+def candidates(known: Mapping[str, str]) -> list[dict[str, str]]:
+    """Every reading of the columns that is not part of a larger one."""
+    texts = [{"text": known[a], "text_pair": known[b]} for a, b in names.PAIRS if a in known and b in known]
+    texts += [{"text": column} for column in choose(known, names.TEXT)]
+    answers = [{role: column} for role, choices in
+               (("label", names.LABEL), ("score", names.SCORE), ("labels", names.LABELS))
+               for column in choose(known, choices)]  # fmt: skip
+    found = texts + [{**text, **answer} for text in texts for answer in answers if disjoint(text, answer)]
+    found += [{"prompt": known[a], "completion": known[b]} for a, b in names.PROMPTS if a in known and b in known]
+    found += [{"prompt": known["prompt"]}] if "prompt" in known else []
+    found += instructions(known) + [{"messages": column} for column in choose(known, names.MESSAGES)]
+    return maximal(found)
+
+
+def instructions(known: Mapping[str, str]) -> list[dict[str, str]]:
+    if "instruction" not in known:
+        return []
+    rest = {role: known[role] for role in ("input", "system", "history") if role in known}
+    if "input" not in rest and "context" in known:
+        rest["input"] = known["context"]
+    base = {"instruction": known["instruction"], **rest}
+    outputs = choose(known, names.OUTPUT)
+    return [{**base, "output": column} for column in outputs] or [base]
+
+
+def choose(known: Mapping[str, str], synonyms: Sequence[str]) -> list[str]:
+    """The column of the role's own name (the first synonym) if there is one, else all that go by another."""
+    return [known[synonyms[0]]] if synonyms[0] in known else [known[n] for n in synonyms if n in known]
+
+
+def disjoint(a: Mapping[str, str], b: Mapping[str, str]) -> bool:
+    return not set(a.values()) & set(b.values())
+
+
+def maximal(found: list[dict[str, str]]) -> list[dict[str, str]]:
+    kept: list[dict[str, str]] = []
+    for reading in found:
+        larger = any(set(reading.values()) < set(other.values()) for other in found)
+        if not larger and set(reading.values()) not in [set(k.values()) for k in kept]:
+            kept.append(reading)
+    return kept
+
+
+def settle(rows: Sequence[Row], columns: dict[str, str]) -> Shape:
+    """The shape's name: decided by the columns, and for labels by their values too."""
+    for role in ("messages", "instruction", "prompt"):
+        if role in columns:
+            answer = {"instruction": "output", "prompt": "completion"}.get(role)
+            return Shape("completion" if role == "prompt" else role, columns, answer is None or filled(rows, columns.get(answer, "")))
+    role = next((r for r in ("label", "score", "labels") if r in columns), "text")
+    values = [v for row in rows if not missing(v := row.fields.get(columns[role]))]
+    if role == "text" or not values:
+        return Shape("pair" if "text_pair" in columns else "text", columns, False)
+    kind = kind_of(role, columns[role], values)
+    return Shape("pair" if kind == "classification" and "text_pair" in columns else kind, columns)
+
+
+def filled(rows: Sequence[Row], column: str) -> bool:
+    return any(not missing(row.fields.get(column)) for row in rows)
+
+
+def missing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def kind_of(role: str, column: str, values: Sequence[Any]) -> str:
+    """Lists are label sets; fractions are scores; integers are scores when named so, or when many under a neutral name."""
+    if role == "labels" or any(isinstance(v, list | tuple) for v in values):
+        return "multilabel"
+    if role == "score":
+        return "regression"
+    numbers = [number(v) for v in values]
+    real = [n for n in numbers if n is not None]
+    if len(real) * 2 <= len(numbers):
+        return "classification"
+    if any(n != int(n) for n in real):
+        return "regression"
+    named = names.plain_name(column) in names.LABEL
+    return "classification" if named or len(set(real)) <= 20 else "regression"
+
+
+def number(value: Any) -> float | None:
+    """A finite number, from a number or its text; booleans are not numbers."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        n = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return n if abs(n) < float("inf") else None
