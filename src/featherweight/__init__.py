@@ -25,6 +25,9 @@ _HOME = {
     "featherweight.train": ("train",),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
+# These register themselves with core, so they must be there before anything is attached, loaded or trained.
+_PLUGINS = ("featherweight.kernels", "featherweight.interop")
+_PLUGGED = ("core.attach", "checkpoint", "interop", "evaluate", "train")
 
 __all__ = [*_WHERE, "__version__"]
 
@@ -32,9 +35,9 @@ __all__ = [*_WHERE, "__version__"]
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'featherweight' has no attribute {name!r}")
-    plugins = ("featherweight.kernels", "featherweight.interop")  # they register themselves with core
-    for module in plugins if _WHERE[name].startswith("featherweight.core.attach") else ():
-        import_module(module)
+    if _WHERE[name].removeprefix("featherweight.") in _PLUGGED:
+        for plugin in _PLUGINS:
+            import_module(plugin)
     return getattr(import_module(_WHERE[name]), name)
 
 

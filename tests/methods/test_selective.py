@@ -49,7 +49,7 @@ def test_ia3_is_never_decayed() -> None:
 
 
 def test_bitfit_trains_every_bias_of_the_trunk_and_the_subset_by_role() -> None:
-    """Per layer q, k, v, o 4 d, feed-forward f + d, norms 2 d (11 d where f = 4 d); then the embedding norm and pooler."""
+    """Per layer q, k, v, o 4 d, feed-forward f + d, norms 2 d (11 d where f = 4 d); then embedding norm and pooler."""
     d, f = 32, 48
     everything = fw.trainable(fw.attach(tiny("bert"), fw.BitFit(), head=False)).trainable
     assert everything == 2 * (4 * d + f + d + 2 * d) + d + d

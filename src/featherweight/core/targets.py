@@ -36,7 +36,7 @@ def resolve(model: nn.Module, targets: Targets, kinds: Sequence[str]) -> list[Si
         matched = {t: matches(model, t, open_to, kinds) for t in entries}
         raise_all(nothing(repr(t), model, open_to, kinds, t) for t, sites in matched.items() if not sites)
         found = [s for sites in matched.values() for s in sites]
-    raise_all(refused(s, model) for s in found if refused(s, model))  # type: ignore[misc]
+    raise_all(refused(found, model))
     return once(found, model)
 
 
@@ -83,15 +83,17 @@ def nothing(
     return Problem(f"{what} matches none of the model's {'/'.join(kinds)} modules", "targets", fix=fix)
 
 
-def refused(site: Site, model: nn.Module) -> Problem | None:
-    parents = [
-        m for p, m in base_modules(model) if isinstance(m, UNCALLED) and site.path.startswith(p + "." if p else "")
+def refused(sites: list[Site], model: nn.Module) -> list[Problem]:
+    """The sites inside modules that read their children's weights without calling them."""
+    deaf = [(p + "." if p else "", type(m).__name__) for p, m in base_modules(model) if isinstance(m, UNCALLED)]
+    return [
+        Problem(
+            f"{kind} reads this module's weight without calling it",
+            s.path,
+            "an adapter that is not ignored",
+            fix="leave it out of the targets",
+        )
+        for s in sites
+        for prefix, kind in deaf
+        if s.path.startswith(prefix) and s.path != prefix[:-1]
     ]
-    if not parents or site.module in parents:
-        return None
-    kind = type(parents[-1]).__name__
-    return Problem(
-        f"{kind} reads this module's weight without calling it: an adapter here would be ignored",
-        site.path,
-        fix="leave it out of the targets",
-    )
