@@ -1,0 +1,43 @@
+"""The commands and their one-line descriptions; each module is imported when its command is called."""
+
+from functools import cache
+
+from cyclopts import App
+
+from featherweight import __version__
+
+COMMANDS = {
+    "train": "Fine-tune a model on your data.",
+    "eval": "Score a model or an adapter on labelled data.",
+    "predict": "Label the rows of a file, or answer them.",
+    "generate": "Write on from a prompt.",
+    "merge": "Fold an adapter into its model: a plain model folder.",
+    "methods": "The methods: paper, where each sits, its fields and defaults.",
+    "data": "Show what a data file will train on, before it does.",
+    "demo": "Fine-tune a real sentence encoder on 1,000 support messages, in about a minute.",
+}
+
+ABOUT = "Adapt a frozen transformer by training almost none of it."
+
+EPILOGUE = """\
+Every command takes **--json** (one object on stdout, all else on stderr) and **--debug** (tracebacks).
+
+**Start here**
+
+    fw demo
+    fw train --model MODEL --data rows.csv --output out/first
+    fw predict --adapter out/first --data new.csv --output answers.csv
+"""
+
+
+@cache
+def app() -> App:
+    """The cyclopts application: names and descriptions only."""
+    made = App(name="fw", help=ABOUT, version=f"featherweight {__version__}", help_epilogue=EPILOGUE,
+               help_format="markdown", suppress_keyboard_interrupt=False)  # fmt: skip
+    for name, about in COMMANDS.items():
+        flags: dict[str, list[str]] = (
+            {"help_flags": []} if name == "train" else {}
+        )  # train's flags are the schema's: it shows them itself
+        made.command(f"featherweight.cli.{name}_command:command", name=name, help=about, **flags)
+    return made

@@ -1,0 +1,145 @@
+"""A run's configuration: the file first, flags over it, every value checked, every problem at once with its place."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from featherweight.cli.flags import normal, read_flags
+from featherweight.cli.nouns import noun, placed
+from featherweight.cli.schema import OWN, Key, methods, run_keys, tasks
+from featherweight.cli.toml_file import TABLES, read_toml
+from featherweight.cli.value import Value, fitted
+from featherweight.core.errors import InputError, Problem, did_you_mean, raise_all
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What `fw train` was asked to do. `origins` tells where each value came from, for errors found later."""
+
+    model: str | None
+    data: Any
+    output: str
+    task: Any = None
+    method: Any = None
+    name: str = "default"
+    start: str | None = None  # --from: the adapter to go on with
+    columns: dict[str, str] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+
+
+def read_config(tokens: Sequence[str]) -> RunConfig:
+    """The configuration of a command line. Raises one InputError over everything that is wrong with it."""
+    keys = run_keys()
+    file, flags, problems = read_flags(tokens, keys)
+    listed: list[Value] = []
+    if file is not None:
+        try:
+            listed = read_toml(file)
+        except InputError as error:
+            problems += error.problems
+    values = overridden(listed, flags)
+    made = checked(values, keys, problems)
+    method = noun("method", methods, values, problems)
+    task = noun("task", tasks, values, problems)
+    needed(values, problems)
+    settings = {k: v for k, v in made.items() if k not in {own.name for own in OWN} and "." not in k}
+    problems += together(settings, values)
+    raise_all(problems)
+    return RunConfig(
+        model=made.get("model"), data=made.get("data"), output=made.get("output") or default_output(made["data"]),
+        task=task, method=method, name=made.get("name", "default"), start=made.get("from"),
+        columns=columns(made), settings=settings, origins={k: v.where for k, v in values.items()},
+    )  # fmt: skip
+
+
+def overridden(listed: Iterable[Value], flags: Iterable[Value]) -> dict[str, Value]:
+    """Flags over the file's values. A flag that names another method (task) drops the file's options of the old one."""
+    values = {normal_key(v): v for v in listed}
+    given = {normal_key(v): v for v in flags}
+    for family in ("method", "task"):
+        kind, was = given.get(f"{family}.type"), values.get(f"{family}.type")
+        if kind is not None and (was is None or str(was.raw).lower() != str(kind.raw).lower()):
+            values = {k: v for k, v in values.items() if not k.startswith(f"{family}.")}
+    return values | given
+
+
+def normal_key(value: Value) -> str:
+    key = normal(value.key)
+    return f"{key}.type" if key in ("method", "task") else key
+
+
+def checked(values: Mapping[str, Value], keys: Mapping[str, Key], problems: list[Problem]) -> dict[str, Any]:
+    """The plain keys, each as its type; unknown keys and wrong values become problems."""
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        if "." in key and key.split(".")[0] in TABLES:
+            if key.startswith("columns."):
+                made[key] = str(value.raw)
+            continue
+        if key not in keys:
+            problems.append(
+                Problem("unknown key", value.where, fix=did_you_mean(spelt(key, value), names(keys, value)))
+            )
+            continue
+        got, wrong = fitted(value, keys[key].kind)
+        if wrong:
+            problems.append(wrong)
+        else:
+            made[key] = got
+    return made
+
+
+def names(keys: Mapping[str, Key], value: Value) -> list[str]:
+    """The known keys, spelt as the user would spell them: with dashes after --."""
+    return [f"--{k.replace('_', '-')}" if value.flag else k for k in keys]
+
+
+def spelt(key: str, value: Value) -> str:
+    return f"--{key.replace('_', '-')}" if value.flag else key
+
+
+def needed(values: Mapping[str, Value], problems: list[Problem]) -> None:
+    """A run needs a model (its own, or an adapter's) and data."""
+    if "model" not in values and "from" not in values:
+        problems.append(Problem("a model is needed", "model", fix='--model DIR, or model = "DIR" in run.toml'))
+    if "data" not in values:
+        problems.append(Problem("data is needed", "data", fix='--data FILE, or data = "FILE" in run.toml'))
+    if "from" in values and any(k.startswith("method.") for k in values):
+        where = next(v.where for k, v in values.items() if k.startswith("method."))
+        problems.append(
+            Problem("an adapter that is gone on with keeps its method", where, fix="leave out --from or --method")
+        )
+
+
+def together(settings: dict[str, Any], values: Mapping[str, Value]) -> list[Problem]:
+    """What Settings has against these values as a whole."""
+    from featherweight.train.settings import settings as validated
+
+    try:
+        validated(settings)
+    except InputError as error:
+        return [placed(p, {k: v.where for k, v in values.items()}, "settings") for p in error.problems]
+    return []
+
+
+def columns(made: Mapping[str, Any]) -> dict[str, str] | None:
+    """text=review,label=stars, or the table of the file; flags for single columns go over it."""
+    given = made.get("columns") or {}
+    if isinstance(given, str):
+        given = read_columns(given)
+    return {**given, **{k.split(".", 1)[1]: v for k, v in made.items() if k.startswith("columns.")}} or None
+
+
+def read_columns(text: str) -> dict[str, str]:
+    """`text=review,label=stars` as a mapping. Raises InputError where a pair has no =."""
+    pairs = [pair.partition("=") for pair in text.split(",") if pair]
+    raise_all(Problem("not a pair", "--columns", "ours=theirs", repr("".join(p))) for p in pairs if not (p[1] and p[2]))
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
+def default_output(data: Any) -> str:
+    """out/<name of the data>."""
+    one = data if isinstance(data, str) else next(iter(data.values() if isinstance(data, dict) else data))
+    return str(Path("out") / Path(str(one).split(",")[0].split(":")[0]).stem)

@@ -1,0 +1,63 @@
+"""The method and the task of a run, made from the values that describe them; every wrong field is reported."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from featherweight.cli.schema import noun_keys
+from featherweight.cli.value import Value, fitted, toml_scalar
+from featherweight.core.errors import InputError, Problem, did_you_mean
+from featherweight.core.noun import Noun
+
+
+def noun(
+    family: str, known: Callable[[], dict[str, type[Noun]]], values: Mapping[str, Value], problems: list[Problem]
+) -> Noun | None:
+    """The method or task that the values describe; None where they say nothing about it."""
+    mine = {k.split(".", 1)[1]: v for k, v in values.items() if k.startswith(f"{family}.")}
+    if not mine:
+        return None
+    kinds = known()
+    kind = mine.pop("type", Value("type", "lora" if family == "method" else "", family))
+    made = kinds.get(str(kind.raw).lower())
+    if made is None:
+        what = f"unknown {family}" if kind.raw else f"which {family}?"
+        problems.append(Problem(what, kind.where, got=repr(kind.raw), fix=did_you_mean(str(kind.raw).lower(), kinds)))
+        return None
+    found: list[Problem] = []
+    options = fields_of(made, mine, found)
+    problems += found
+    if found:
+        return None
+    try:
+        return made(**options)
+    except InputError as error:
+        problems += [placed(p, {k: v.where for k, v in mine.items()}, kind.where) for p in error.problems]
+        return None
+
+
+def fields_of(made: type[Noun], mine: Mapping[str, Value], found: list[Problem]) -> dict[str, Any]:
+    """The options of a noun as the types of its fields."""
+    keys = noun_keys(made)
+    options: dict[str, Any] = {}
+    for name, value in mine.items():
+        field_name, _, entry = name.partition(".")
+        if field_name not in keys:
+            fix = did_you_mean(field_name, keys) if keys else f"{made.__name__} has no options"
+            found.append(Problem("unknown key", value.where, fix=fix))
+            continue
+        raw = Value(value.key, {entry: flag_scalar(value)}, value.where) if entry else value
+        got, wrong = fitted(raw, keys[field_name].kind)
+        found += [wrong] if wrong else []
+        options[field_name] = options.get(field_name, {}) | got if entry and not wrong else got
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+
+
+def flag_scalar(value: Value) -> Any:
+    scalar = toml_scalar(str(value.raw)) if value.flag else value.raw
+    return value.raw if scalar is None else scalar
+
+
+def placed(problem: Problem, origins: Mapping[str, str], otherwise: str) -> Problem:
+    """The problem at the place where the user wrote the value it is about."""
+    where = origins.get(problem.where.split(".")[-1], problem.where or otherwise)
+    return Problem(problem.what, where, problem.expected, problem.got, problem.fix)

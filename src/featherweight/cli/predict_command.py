@@ -1,0 +1,66 @@
+"""`fw predict`: the rows of a file, each with its label and probability, score or text."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from featherweight.cli.answers import COLUMNS, answered, write
+from featherweight.cli.base import opened, pairs
+from featherweight.cli.screen import Shown
+from featherweight.core.errors import InputError, Problem
+
+
+def command(
+    *words: Annotated[str, Parameter(help="Texts to answer, instead of a file.")],
+    data: Annotated[str | None, Parameter(help="File of rows; labels in it are not read.")] = None,
+    output: Annotated[
+        Path | None, Parameter(help="Where to write: .csv, .tsv or .jsonl (default: the screen).")
+    ] = None,
+    adapter: Annotated[Path | None, Parameter(help="Folder of the adapter.")] = None,
+    model: Annotated[str | None, Parameter(help="Folder of a model: alone, or as the adapter's base.")] = None,
+    task: Annotated[str | None, Parameter(help="The task, where the adapter does not say.")] = None,
+    columns: Annotated[str | None, Parameter(help="Which column is what: text=review.")] = None,
+    batch: Annotated[int, Parameter(help="Rows at a time.")] = 32,
+    length: Annotated[int | None, Parameter(help="Most tokens per row.")] = None,
+    device: Annotated[str, Parameter(help="auto, cuda, mps or cpu.")] = "auto",
+) -> Shown:
+    """Label the rows of a file, or answer them."""
+    if not words and data is None:
+        raise InputError(Problem("data is needed", "--data", fix='--data FILE, or the texts themselves: "like this"'))
+    if output is not None and output.suffix not in (".csv", ".tsv", ".jsonl"):
+        raise InputError(Problem("unknown kind of file", "--output", ".csv, .tsv or .jsonl", repr(str(output))))
+    from featherweight.data.read import read
+    from featherweight.evaluate import predict
+
+    mapping = pairs(columns)
+    rows = [{"text": word} for word in words] if data is None else [row.fields for row in read(data, mapping)]
+    loaded, wanted = opened(adapter, model, task, device)
+    source: Any = list(words) if data is None else data
+    answers = predict(loaded, source, wanted, batch=batch, length=length, columns=mapping)
+    full = [answered(row, answer) for row, answer in zip(rows, answers, strict=True)]
+    if output is not None:
+        write(output, full)
+        return Shown({"output": str(output), "rows": len(full)}, (f"{len(full)} rows: {output}",))
+    return Shown({"rows": full}, screen(rows, answers))
+
+
+def screen(rows: list[dict[str, Any]], answers: list[dict[str, Any]]) -> tuple[Any, ...]:
+    """The answers beside the first column of their rows."""
+    from rich import box
+    from rich.table import Table
+
+    names = [name for name in COLUMNS if name in answers[0]]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("row", overflow="fold")
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for row, answer in zip(rows, answers, strict=True):
+        table.add_row(str(next(iter(row.values()), "")), *(cell(answer[name]) for name in names))
+    return (table,)
+
+
+def cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,72 @@
+"""Every key that a run's file and flags may hold: what it takes, its default and what it is for."""
+
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Any, get_type_hints
+
+from featherweight.core.noun import Noun
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """`kind` is a type hint; `default` is None where the key is needed or decided later."""
+
+    name: str
+    kind: Any
+    default: Any = None
+    about: str = ""
+
+
+OWN = (
+    Key("model", str, None, "The base: a folder, or a name on the hub."),
+    Key("data", str | list[str] | dict[str, Any], None,
+        "A file, a folder with train/valid/test, a hub data set, or a.jsonl:0.7,b.jsonl:0.3."),
+    Key("task", str, None, "classification, multilabel, regression, causallm, seq2seq (default: by the data's shape)."),
+    Key("method", str, "lora", "full, head, bitfit, layernorm, lora, ia3: see `fw methods`."),
+    Key("output", str, None, "The folder of the run (default: out/<name of the data>)."),
+    Key("name", str, "default", "The adapter's name."),
+    Key("from", str, None, "Go on training this adapter; its base is the model."),
+    Key("columns", str | dict[str, str], None, "Which column is what: text=review,label=stars."),
+)  # fmt: skip
+
+
+def run_keys() -> dict[str, Key]:
+    """The keys of `fw train`: model, data, ... and every field of Settings."""
+    from featherweight.train.settings import Settings
+
+    keys = {key.name: key for key in OWN}
+    for name, field in Settings.model_fields.items():
+        kind: Any = field.annotation
+        for constraint in field.metadata:
+            kind = Annotated[kind, constraint]
+        keys[name] = Key(name, kind, field.default, field.description or "")
+    return keys
+
+
+def noun_keys(noun: type[Noun]) -> dict[str, Key]:
+    """The fields of a method or task."""
+    hints = get_type_hints(noun)
+    return {f.name: Key(f.name, hints[f.name], first(f)) for f in fields(noun)}
+
+
+def first(f: Any) -> Any:
+    if f.default_factory is not MISSING:
+        return f.default_factory()
+    return None if f.default is MISSING else f.default
+
+
+def methods() -> dict[str, type[Noun]]:
+    """Every method by the name that files and flags use."""
+    import featherweight.methods
+    from featherweight.core.method import Method
+
+    assert featherweight.methods  # imported so that the methods register themselves
+    return dict(Method.known)
+
+
+def tasks() -> dict[str, type[Noun]]:
+    """Every task by the name that files and flags use."""
+    import featherweight.tasks
+    from featherweight.tasks.task import Task
+
+    assert featherweight.tasks
+    return dict(Task.known)

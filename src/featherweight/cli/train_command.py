@@ -1,0 +1,61 @@
+"""`fw train`: a run from a file, from flags, or from a file with flags over it."""
+
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from featherweight.cli.config import RunConfig, read_config
+from featherweight.cli.nouns import placed
+from featherweight.cli.screen import Shown
+from featherweight.cli.train_help import train_help
+from featherweight.core.errors import InputError
+
+
+def command(*words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Shown:
+    """Fine-tune a model on your data."""
+    if not words or "--help" in words or "-h" in words:
+        return train_help()
+    config = read_config(words)
+    try:
+        run = trained(config)
+    except InputError as error:  # found while running: said where the user wrote it
+        raise InputError(*(placed(p, config.origins, "") for p in error.problems)) from error
+    return report(config, run)
+
+
+def trained(config: RunConfig) -> Any:
+    """The run itself: one call of the API."""
+    from featherweight.train.run import train
+
+    model, method, name = config.model, config.method, config.name
+    if config.start is not None:
+        from featherweight.interop import load_model
+
+        model, method = load_model(config.start, base=config.model, train=True, name=name), None
+    elif method is None:
+        from featherweight.methods import LoRA
+
+        method = LoRA()
+    return train(
+        model, config.data, config.task, output=config.output, method=method, name=name, columns=config.columns,
+        **config.settings,
+    )  # fmt: skip
+
+
+def report(config: RunConfig, run: Any) -> Shown:
+    """What the run did, and what to type next."""
+    share = 100 * run.trainable / run.total
+    scores = {k: v for k, v in run.scores.items() if v is not None}
+    data = {
+        "output": str(run.output), "steps": run.steps, "scores": scores, "trainable": run.trainable,
+        "total": run.total, "seconds": run.seconds, "tokens_per_second": run.tokens_per_second,
+    }  # fmt: skip
+    rows = [
+        ("adapter", str(run.output)),
+        ("trained", f"{run.trainable:,} of {run.total:,} parameters ({share:.3g} %)"),
+        ("steps", f"{run.steps} in {run.seconds:.1f} s, {run.tokens_per_second:,.0f} tokens/s"),
+        *((f"dev {name}", f"{value:.4f}") for name, value in scores.items()),
+        ("next", f"fw predict --adapter {run.output} --data new.csv"),
+    ]
+    wide = max(len(name) for name, _ in rows)
+    return Shown(data, tuple(f"{name:<{wide}}  {value}" for name, value in rows))
