@@ -57,12 +57,12 @@ def without_labels(rows: Iterable[Row], columns: Columns) -> list[Example]:
     rows = list(rows)
     shape = shape_of(rows, columns)
     bare = {"label", "score", "labels", "completion", "output"} & set(shape.columns)
-    if shape.name in ("label", "score", "labels"):
+    if shape.name in ("classification", "pair", "regression", "multilabel"):
         shape = Shape("text", {role: column for role, column in shape.columns.items() if role not in bare}, False)
     elif bare:
         shape = replace(shape, labelled=False)
     made = examples(rows, shape)
-    return [seamed(e) for e in made] if shape.name == "prompt" else made
+    return [seamed(e) for e in made] if shape.name == "completion" else made
 
 
 def seamed(example: Example) -> Example:

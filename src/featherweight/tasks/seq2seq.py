@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from featherweight.core.errors import Problem, raise_all
 from featherweight.tasks.asking import answer_of, asked
 from featherweight.tasks.metrics import exact_match
 from featherweight.tasks.task import Task
@@ -27,9 +28,14 @@ class Seq2Seq(Task):
     shapes: ClassVar[tuple[str, ...]] = ("prompt", "instruction")
     generates: ClassVar[bool] = True
 
+    def check(self, examples: Sequence[Example]) -> list[Problem]:
+        return [Problem("no input text", e.where, "a prompt and its completion", "text alone")
+                for e in examples if all(turn.trained for turn in e.turns)]  # fmt: skip
+
     def encode_all(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
         from featherweight.data.encode import encode_seq2seq
 
+        raise_all(self.check(examples))
         return [encode_seq2seq(e, tokenizer, length) for e in examples]
 
     def ask(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
