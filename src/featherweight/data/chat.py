@@ -7,7 +7,13 @@ from featherweight.data.jsons import short
 
 Message = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool")
-SHAREGPT = {"human": "user", "gpt": "assistant", "observation": "tool", "function_call": "assistant", "bot": "assistant"}
+SHAREGPT = {
+    "human": "user",
+    "gpt": "assistant",
+    "observation": "tool",
+    "function_call": "assistant",
+    "bot": "assistant",
+}
 
 
 def chat(value: Any, where: str) -> tuple[list[Problem], tuple[Message, ...]]:

@@ -16,13 +16,9 @@ DECODER = json.JSONDecoder()
 
 def read_jsonl(path: Path, text: str) -> Rows:
     """One object per line; empty lines are skipped. Raises InputError over every line that is not an object."""
-    rows, problems = Rows(), []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            found = record(line, f"{path}:{number}")
-            (rows if isinstance(found, Row) else problems).append(found)  # type: ignore[arg-type]
-    raise_all(problems)
-    return rows
+    found = [record(line, f"{path}:{n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    raise_all(f for f in found if isinstance(f, Problem))
+    return Rows(f for f in found if isinstance(f, Row))
 
 
 def record(line: str, where: str) -> Row | Problem:

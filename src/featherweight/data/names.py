@@ -2,23 +2,35 @@
 
 import re
 
-TEXT = ("text sentence content review comment document article query tweet tweet_text utterance body message question "
-        "title abstract").split()  # fmt: skip
+TEXT = ["text", "sentence", "content", "review", "comment", "document", "article", "query", "tweet", "tweet_text", "utterance", "body", "message", "question", "title", "abstract"]  # fmt: skip
 PAIRS = [pair.split() for pair in (
     "text text_pair", "text1 text2", "text_a text_b", "sentence1 sentence2", "sentence_a sentence_b", "string1 string2",
     "1_string 2_string", "premise hypothesis", "question1 question2", "question sentence", "question passage",
     "question context", "query passage", "query document", "claim evidence",
 )]  # fmt: skip
-LABEL = ("label class category intent sentiment stars rating quality gold_label target topic emotion").split()
-SCORE = "score similarity similarity_score relatedness relatedness_score".split()
-LABELS = "labels tags categories classes topics emotions".split()
+LABEL = [
+    "label",
+    "class",
+    "category",
+    "intent",
+    "sentiment",
+    "stars",
+    "rating",
+    "quality",
+    "gold_label",
+    "target",
+    "topic",
+    "emotion",
+]
+SCORE = ["score", "similarity", "similarity_score", "relatedness", "relatedness_score"]
+LABELS = ["labels", "tags", "categories", "classes", "topics", "emotions"]
 PROMPTS = [pair.split() for pair in (
     "prompt completion", "prompt response", "prompt output", "prompt answer", "question answer", "query answer",
     "query response", "input output", "input target", "source target", "src tgt", "mr ref", "context response",
     "dialogue summary", "document summary", "article highlights", "article summary", "text summary",
 )]  # fmt: skip
-OUTPUT = "output response completion answer".split()
-MESSAGES = "messages conversations conversation".split()
+OUTPUT = ["output", "response", "completion", "answer"]
+MESSAGES = ["messages", "conversations", "conversation"]
 ROLES = ("text", "text_pair", "label", "score", "labels", "prompt", "completion", "instruction", "input", "output",
          "system", "history", "messages")  # fmt: skip
 KNOWN = frozenset(

@@ -13,7 +13,12 @@ def generator(seed: int, epoch: int) -> np.random.Generator:
 
 
 def batches(
-    lengths: Sequence[int], batch: int, seed: int, epoch: int, buckets: bool = True, weights: Sequence[float] | None = None
+    lengths: Sequence[int],
+    batch: int,
+    seed: int,
+    epoch: int,
+    buckets: bool = True,
+    weights: Sequence[float] | None = None,
 ) -> list[list[int]]:
     """An epoch: every row once, in batches of `batch` (one may be smaller). lengths: (rows,) tokens.
 

@@ -14,7 +14,8 @@ Found = list[Problem]
 
 def examples(rows: Sequence[Row], shape: Shape) -> list[Example]:
     """One example per row, in order. Raises InputError over all bad rows."""
-    build, problems = BUILDERS[shape.name], []
+    build = BUILDERS[shape.name]
+    problems: Found = []
     made = [build(row, shape, problems) for row in rows]
     raise_all(problems)
     return made
@@ -45,7 +46,8 @@ def classify(row: Row, shape: Shape, problems: Found) -> Example:
     text = text_at(row, columns["text"], problems)
     pair = text_at(row, columns["text_pair"], problems) if shape.pair else None
     if shape.name == "text":
-        return Example(row.where, text, turns=(Turn(text, True),), source=row.source)
+        turns = () if shape.pair else (Turn(text, True),)
+        return Example(row.where, text, pair, turns=turns, source=row.source)
     if not shape.labelled:
         return Example(row.where, text, pair, source=row.source)
     column = next(columns[r] for r in ("label", "score", "labels") if r in columns)

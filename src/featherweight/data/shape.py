@@ -124,7 +124,8 @@ def settle(rows: Sequence[Row], columns: dict[str, str]) -> Shape:
     for role in ("messages", "instruction", "prompt"):
         if role in columns:
             answer = {"instruction": "output", "prompt": "completion"}.get(role)
-            return Shape("completion" if role == "prompt" else role, columns, answer is None or filled(rows, columns.get(answer, "")))
+            labelled = answer is None or filled(rows, columns.get(answer, ""))
+            return Shape("completion" if role == "prompt" else role, columns, labelled)
     role = next((r for r in ("label", "score", "labels") if r in columns), "text")
     values = [v for row in rows if not missing(v := row.fields.get(columns[role]))]
     if role == "text" or not values:

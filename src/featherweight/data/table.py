@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.data.names import KNOWN, plain_name
 from featherweight.data.types import Row, Rows
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-CLASSES = frozenset("positive negative neutral yes no true false spam ham entailment contradiction".split())
+CLASSES = frozenset(("positive", "negative", "neutral", "yes", "no", "true", "false", "spam", "ham"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def quoting_meant(literal: Parsed) -> bool:
     return len(wrapped) == len(cells) or any('""' in c[1:-1] for c in wrapped)
 
 
-def split(path: Path, text: str, delimiter: str, quoting: int) -> Parsed:
+def split(path: Path, text: str, delimiter: str, quoting: Literal[0, 3]) -> Parsed:
     """Every non-empty record with its first line. A broken record is a problem and the next line goes on."""
     records: list[tuple[int, list[str]]] = []
     problems = []

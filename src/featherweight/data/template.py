@@ -69,7 +69,7 @@ def spans_of(example: Example, text: str, tokenizer: Any, problems: list[Problem
             problems.append(Problem("the chat template renders earlier turns differently later on, so the assistant's "
                                     "text cannot be found", f"{example.where}:messages[{i}]",
                                     "a template whose rendering only grows",
-                                    fix="mark the assistant's text with {% generation %} … {% endgeneration %}"))  # fmt: skip
+                                    fix="mark the assistant's text with {% generation %}"))  # fmt: skip
         found.append((len(before), len(after.rstrip())))
     return found
 

@@ -1,4 +1,4 @@
-"""Bytes to text: UTF-8 with or without BOM, UTF-16 with BOM, latin-1 with a note; broken UTF-8 and binary are errors."""
+"""Bytes to text: UTF-8 with or without BOM, UTF-16 with BOM, latin-1 with a note; broken UTF-8 and binary: errors."""
 
 from pathlib import Path
 

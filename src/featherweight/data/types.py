@@ -52,7 +52,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of one example. `labels`: LM and seq2seq list[int] (-100 where untrained); else int, float, list[float]."""
+    """Token ids of one example. `labels`: token ids (-100 where untrained), else int, float or list[float]."""
 
     where: str
     input_ids: list[int]
