@@ -33,7 +33,7 @@ def test_equals_the_plain_equation_under_the_same_mask(kind):
     torch.manual_seed(2)
     m = keep_mask((2, 3, 5, 5), 0.4)
     P = torch.softmax(q @ k.transpose(-1, -2) / 2 + (0 if kind == "none" else low), -1)
-    torch.testing.assert_close(y, (P * m / keep_probability(0.4)) @ v)
+    torch.testing.assert_close(y, (P * -m / keep_probability(0.4)) @ v)
 
 
 def test_a_row_that_may_attend_to_nothing_stays_finite():

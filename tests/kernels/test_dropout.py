@@ -25,11 +25,11 @@ def test_the_mean_stays(dtype):
     assert len(y.unique()) == 2
 
 
-def test_keeps_one_byte_per_element():
+def test_keeps_two_bytes_per_element():
     x, kept = torch.randn(64, requires_grad=True), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         drop(x, 0.3)
-    assert [(t.dtype, t.numel()) for t in kept] == [(torch.int8, 64)]
+    assert [(t.dtype, t.numel()) for t in kept] == [(torch.int16, 64)]
 
 
 def test_fits_plain_dropout_that_drops():

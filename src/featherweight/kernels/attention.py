@@ -1,8 +1,9 @@
 """Attention with dropout on its probabilities, on a CPU, as one autograd function.
 
     P = softmax(s q kᵀ + bias)      o = (m∘P) v / c      c the keep probability
+    D = Σ g∘o      dv = (m∘P)ᵀ g / c      dS = (m∘P)∘(g vᵀ) / c - P D      dq = s dS k      dk = s dSᵀ q
 
-q (b, h, n, d)   k, v (b, h, t, d)   P (b, h, n, t), kept for backward with m as int8.
+q (b, h, n, d)   k, v (b, h, t, d)   P and m∘P (b, h, n, t), kept for backward   D (b, h, n, 1)
 
 torch's CPU flash kernel takes no dropout and its fallback draws a float per probability and runs 16-bit inputs in
 float32. Nothing of a model's code changes: while a fused attention module runs, its calls of
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from featherweight.kernels.first import first_derivative
-from featherweight.kernels.noise import keep_mask, keep_probability
+from featherweight.kernels.noise import keep, keep_mask, keep_probability
 
 
 def dropped_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, p: float) -> Tensor:
@@ -38,18 +39,20 @@ class DroppedAttention(torch.autograd.Function):
     ) -> Tensor:
         logits = (q * scale).matmul(k.transpose(-1, -2))
         P = torch.softmax(logits if bias is None else logits.add_(bias), -1)
-        ctx.save_for_backward(q, k, v, P, mask)
+        kept = keep(P, mask)
+        o = kept.matmul(v).mul_(gain)
+        ctx.save_for_backward(q, k, v, P, kept, o)
         ctx.scale, ctx.gain = scale, gain
-        return P.mul(mask).matmul(v).mul_(gain)
+        return o
 
     @staticmethod
     @first_derivative
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, P, mask = ctx.saved_tensors
+        q, k, v, P, kept, o = ctx.saved_tensors
+        D = (g * o).sum(-1, keepdim=True)
         g = g * ctx.gain
-        dv = P.mul(mask).transpose(-1, -2).matmul(g)
-        dP = g.matmul(v.transpose(-1, -2)).mul_(mask)
-        dS = torch.ops.aten._softmax_backward_data(dP, P, -1, P.dtype)
+        dv = kept.transpose(-1, -2).matmul(g)
+        dS = g.matmul(v.transpose(-1, -2)).mul_(kept).addcmul_(P, D, value=-1)
         return dS.matmul(k).mul_(ctx.scale), dS.transpose(-1, -2).matmul(q * ctx.scale), dv, None, None, None, None
 
 

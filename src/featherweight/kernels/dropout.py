@@ -1,4 +1,4 @@
-"""Inverted dropout on a CPU with a mask cut from integer noise; one byte per element is kept for backward.
+"""Inverted dropout on a CPU with a mask cut from integer noise; two bytes per element are kept for backward.
 
 y = x m / q      m ~ Bernoulli(q), q = 1 - p to within 2⁻¹⁷
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.kernels.first import first_derivative
-from featherweight.kernels.noise import keep_mask, keep_probability
+from featherweight.kernels.noise import keep, keep_mask, keep_probability
 
 
 def drop(x: Tensor, p: float) -> Tensor:
@@ -26,13 +26,13 @@ class Drop(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, mask: Tensor, gain: float) -> Tensor:
         ctx.save_for_backward(mask)
         ctx.gain = gain
-        return x.mul(mask).mul_(gain)
+        return keep(x, mask).mul_(gain)
 
     @staticmethod
     @first_derivative
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         (mask,) = ctx.saved_tensors
-        return dy.mul(mask).mul_(ctx.gain), None, None
+        return keep(dy, mask).mul_(ctx.gain), None, None
 
 
 def fits(module: nn.Module, cls: type[nn.Module]) -> bool:

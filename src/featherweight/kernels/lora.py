@@ -3,7 +3,7 @@
     forward    y = x Wᵀ + b + c (m∘x) Aᵀ Bᵀ       c = s / keep probability; m, the dropout mask, is 1 without dropout
     backward   gb = c g B      dA = gbᵀ (m∘x)      dB = c gᵀ h, h = (m∘x) Aᵀ      dx = g W + m∘(gb A)
 
-x (n, in)   W (out, in)   A (r, in)   B (out, r)   m (n, in) int8   h, gb (n, r)
+x (n, in)   W (out, in)   A (r, in)   B (out, r)   m (n, in) int16   h, gb (n, r)
 
 Autograd would keep the dropped input, the low-rank output and, for float32 adapters on a bfloat16 base, float32
 copies of all of them. Here x, W, A and B are kept by reference and only m and h are new. A and B are cast to the
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from featherweight.core import fused
 from featherweight.core.host import Base
 from featherweight.kernels.first import first_derivative
-from featherweight.kernels.noise import keep_mask, keep_probability
+from featherweight.kernels.noise import keep, keep_, keep_mask, keep_probability
 from featherweight.methods.lora import LowRank
 
 
@@ -68,7 +68,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """(y, h), all in one dtype."""
     y = F.linear(flat(x), W, bias)
-    h = flat(x if mask is None else x * mask).mm(A.t())
+    h = flat(x if mask is None else keep(x, mask)).mm(A.t())
     y.addmm_(h, B.t(), alpha=scale)
     # not `view`: the output must be free for in-place use by the model
     return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], W.shape[0]]), h
@@ -101,7 +101,7 @@ class FrozenLowRank(torch.autograd.Function):
         dx = dA = dB = dbias = None
         gb = g.mm(thin(B, g.dtype)).mul_(ctx.scale)
         if need_A:
-            kept = x.to(g.dtype) if mask is None else x.to(g.dtype).mul(mask)
+            kept = x.to(g.dtype) if mask is None else keep(x.to(g.dtype), mask)
             dA = gb.t().mm(flat(kept)).to(A.dtype)
         if need_B:
             dB = h.t().mm(g).mul_(ctx.scale).t().to(B.dtype)
@@ -120,4 +120,4 @@ def thin(B: Tensor, dtype: torch.dtype) -> Tensor:
 def input_gradient(g: Tensor, W: Tensor, gb: Tensor, A: Tensor, mask: Tensor | None) -> Tensor:
     """g W + m∘(gb A): (n, in)."""
     dx = g.mm(W)
-    return dx.addmm_(gb, A) if mask is None else dx.add_(gb.mm(A).mul_(flat(mask)))
+    return dx.addmm_(gb, A) if mask is None else dx.add_(keep_(gb.mm(A), flat(mask)))

@@ -27,10 +27,30 @@ def keep_probability(p: float) -> float:
 
 
 def keep_mask(shape: tuple[int, ...] | torch.Size, p: float, device: torch.device | str = "cpu") -> Tensor:
-    """int8 of `shape`: 1 where an element is kept, 0 where it is dropped (with probability p to within 2⁻¹⁷)."""
+    """int16 of `shape`: -1, all bits set, where an element is kept, 0 where it is dropped (with p to within 2⁻¹⁷)."""
     n = 1
     for size in shape:
         n *= size
-    words = torch.randint(-(1 << 63), (1 << 63) - 1, ((n + 3) // 4,), device=device)
-    noise = words.view(torch.int16)[:n].ge_(drop_level(p) - LEVELS // 2)
-    return noise.to(torch.int8).view(shape)
+    words = (n + 3) // 4
+    if torch.compiler.is_compiling():  # dynamo has no `random_`; the same words, one short of all 2⁶⁴, and slower
+        bits = torch.randint(-(1 << 63), (1 << 63) - 1, (words,), device=device) ^ -(1 << 63)
+    else:
+        bits = torch.empty(words, dtype=torch.int64, device=device).random_(-(1 << 63), None)
+    noise = bits.view(torch.int16)[:n]
+    return noise.ge_(drop_level(p) - LEVELS // 2).neg_().view(shape)
+
+
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
+
+
+def keep(x: Tensor, mask: Tensor) -> Tensor:
+    """x where it is kept, 0 where not: a bitwise and, several times cheaper than a product and blind to inf and NaN."""
+    bits = INTEGERS[x.element_size()]
+    return (x.view(bits) & mask.to(bits)).view(x.dtype)
+
+
+def keep_(x: Tensor, mask: Tensor) -> Tensor:
+    """`keep` in place."""
+    bits = INTEGERS[x.element_size()]
+    x.view(bits).bitwise_and_(mask.to(bits))
+    return x
