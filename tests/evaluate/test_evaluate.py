@@ -100,16 +100,27 @@ def test_e2e_metrics_of_generated_texts(stories, stories_tokenizer, meanings):
     assert 0 <= scores["bleu"] < 0.2
 
 
-def test_a_file_is_read_and_its_split_named(judge, minilm_tokenizer, tmp_path):
-    pytest.importorskip("featherweight.data.load")
+def test_a_file_goes_by_its_name(judge, minilm_tokenizer, tmp_path):
     path = tmp_path / "mails.csv"
     path.write_text("text,label\nfine,1\nawful,0\n", encoding="utf-8")
     model, task = judge
     scores = evaluate(model, str(path), task, tokenizer=minilm_tokenizer)
-    assert scores.rows == 2
-    assert scores.split in ("test", "train")
-    with pytest.raises(InputError, match="no rows to evaluate on; expected one of"):
+    assert (scores.rows, scores.split) == (2, "mails.csv")
+    with pytest.raises(InputError, match="no rows to evaluate on; expected one of train; got the data has train"):
         evaluate(model, str(path), task, tokenizer=minilm_tokenizer, split="valid")
+
+
+def test_the_first_split_with_answers_is_taken_and_named(judge, minilm_tokenizer, tmp_path):
+    """A test file without labels (as GLUE's) is passed over; asked for by name, it is refused."""
+    for name, text in (("train", "a,1\nb,0\nc,1\n"), ("valid", "fine,1\nawful,0\n"), ("test", "what,\n")):
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + text, encoding="utf-8")
+    model, task = judge
+    assert evaluate(model, tmp_path, task, tokenizer=minilm_tokenizer).split == "valid"
+    assert evaluate(model, tmp_path, task, tokenizer=minilm_tokenizer, split="train").rows == 3
+    with pytest.raises(InputError, match=r"split 'test': no rows to evaluate on.*its rows carry no answers"):
+        evaluate(model, tmp_path, task, tokenizer=minilm_tokenizer, split="test")
+    (tmp_path / "test.csv").write_text("text,label\nyes,1\n", encoding="utf-8")
+    assert evaluate(model, tmp_path, task, tokenizer=minilm_tokenizer).split == "test"
 
 
 def test_labels_of_the_model_serve_a_task_without(judge, minilm_tokenizer):

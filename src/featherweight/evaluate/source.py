@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.core.errors import InputError, Problem, listed, raise_all
+from featherweight.data.load import Data, fitting, load
 from featherweight.data.read import read
 from featherweight.data.rows import examples
 from featherweight.data.shape import Shape, shape_of
@@ -18,22 +19,22 @@ Columns = Mapping[str, str] | str | None
 
 
 def labelled(data: Any, split: str | None = None, columns: Columns = None) -> tuple[str, list[Example], Any]:
-    """(split, examples, shape) to evaluate on: the split asked for, else the first of test, valid, train with rows.
+    """(name, examples, shape) to evaluate on: the split asked for, else the first of test, valid, train with answers.
 
-    A list of `Example`s is taken as it is (split "rows", no shape).
+    A file goes by its own name; a list of `Example`s is taken as it is (named "rows", no shape).
     """
     if isinstance(data, Sequence) and data and isinstance(data[0], Example):
         return "rows", list(data), None
-    if not hasattr(data, "train"):
-        from featherweight.data.load import load
-
-        data = load(data, columns)
-    held = {name: getattr(data, name) for name in SPLITS if getattr(data, name, None)}
-    name = split or next(iter(held), "")
-    if name not in held:
-        raise InputError(Problem("no rows to evaluate on", f"split {name!r}", f"one of {listed(list(held))}"))
-    rows = list(held[name])
-    return name, rows if isinstance(rows[0], Example) else examples(rows, data.shape), data.shape
+    loaded = data if isinstance(data, Data) else load(data, columns)
+    held = {name: getattr(loaded, name) for name in SPLITS if getattr(loaded, name)}
+    shapes = {name: fitting(rows, loaded.shape) for name, rows in held.items()}
+    answered = [name for name, shape in shapes.items() if shape.labelled or shape.name == "text"]
+    name = split or next(iter(answered), "")
+    if name not in answered:
+        bare = "its rows carry no answers" if name in held else f"the data has {listed(list(held))}"
+        raise InputError(Problem("no rows to evaluate on", f"split {name!r}", f"one of {listed(answered)}", bare))
+    shown = Path(data).name if isinstance(data, str | Path) and Path(data).is_file() else name
+    return shown, examples(held[name], shapes[name]), loaded.shape
 
 
 def questions(rows: Any, columns: Columns = None) -> list[Example]:
