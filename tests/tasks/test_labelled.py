@@ -77,10 +77,18 @@ def test_nouns_survive_their_file_form():
 
 
 def test_shapes_pick_tasks():
-    shapes = ("label", "labels", "score", "prompt", "instruction", "messages", "text")
-    assert [type(task_for(s)) for s in shapes] == [Classification, MultiLabel, Regression, *[CausalLM] * 4]
+    heads = ("classification", "pair", "multilabel", "regression")
+    texts = ("completion", "instruction", "messages", "text")
+    assert [type(task_for(s)) for s in heads] == [Classification, Classification, MultiLabel, Regression]
+    assert {type(task_for(s)) for s in texts} == {CausalLM}
     with pytest.raises(InputError, match="no task takes this shape"):
         task_for("image")
+
+
+def test_every_shape_of_data_has_a_task():
+    from featherweight.data.rows import BUILDERS
+
+    assert all(name in task_for(name).shapes for name in BUILDERS)
 
 
 def test_classification_equals_the_models_own_loss(classifier, minilm_tokenizer):

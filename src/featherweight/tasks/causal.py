@@ -24,7 +24,7 @@ class CausalLM(Task):
     max_new_tokens: int = 128
 
     auto: ClassVar[str] = "AutoModelForCausalLM"
-    shapes: ClassVar[tuple[str, ...]] = ("prompt", "instruction", "messages", "text")
+    shapes: ClassVar[tuple[str, ...]] = ("completion", "instruction", "messages", "text")
     generates: ClassVar[bool] = True
 
     def encode_all(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:

@@ -27,7 +27,7 @@ class Classification(Headed, Task):
     labels: tuple[str, ...] = ()
     pair: bool = False
 
-    shapes: ClassVar[tuple[str, ...]] = ("label",)
+    shapes: ClassVar[tuple[str, ...]] = ("classification", "pair")
     best: ClassVar[tuple[str, bool]] = ("accuracy", True)
 
     def fit(self, examples: Sequence[Example]) -> Self:

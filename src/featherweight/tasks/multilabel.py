@@ -27,7 +27,7 @@ class MultiLabel(Headed, Task):
 
     labels: tuple[str, ...] = ()
 
-    shapes: ClassVar[tuple[str, ...]] = ("labels",)
+    shapes: ClassVar[tuple[str, ...]] = ("multilabel",)
     best: ClassVar[tuple[str, bool]] = ("macro_f1", True)
 
     def fit(self, examples: Sequence[Example]) -> Self:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Regression(Headed, Task):
     """Scores as they stand in the data: no rescaling. A prediction is a float."""
 
-    shapes: ClassVar[tuple[str, ...]] = ("score",)
+    shapes: ClassVar[tuple[str, ...]] = ("regression",)
     best: ClassVar[tuple[str, bool]] = ("pearson", True)
 
     def fit(self, examples: Sequence[Example]) -> Self:

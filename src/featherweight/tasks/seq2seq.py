@@ -25,7 +25,7 @@ class Seq2Seq(Task):
     max_new_tokens: int = 128
 
     auto: ClassVar[str] = "AutoModelForSeq2SeqLM"
-    shapes: ClassVar[tuple[str, ...]] = ("prompt", "instruction")
+    shapes: ClassVar[tuple[str, ...]] = ("completion", "instruction")
     generates: ClassVar[bool] = True
 
     def check(self, examples: Sequence[Example]) -> list[Problem]:
