@@ -46,11 +46,12 @@ def noting(watch: Watch, path: str):  # type: ignore[no-untyped-def]  # torch's 
     return note
 
 
-def audit(trained: Mapping[str, nn.Parameter], watch: Watch, ranks: Ranks) -> list[str]:
+def audit(trained: Mapping[str, Tensor], watch: Watch, ranks: Ranks) -> list[str]:
     """Check the gradients of the first step, before they are summed over ranks.
 
     `trained` maps `<name>/<path of host>.<parameter>` to the parameter. Returns the keys whose gradient is all zero,
-    which is as it should be for a factor whose partner starts at 0. Raises NoGradient when a tensor has none or all are zero.
+    which is as it should be for a factor whose partner starts at 0. Raises NoGradient when a tensor has none, or all
+    are zero.
     """
     keys = list(trained)
     have = ranks.total(*(float(p.grad is not None) for p in trained.values()))

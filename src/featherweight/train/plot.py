@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 BLUE, ORANGE, GRAY = "#1f6fb4", "#d1590f", "#8a8a8a"
-SMOOTH = 0.9  # of an exponential mean with its start corrected
+WINDOW = 40  # a point of the smooth curve is the mean over a 20th of the run, centered: no lag
 
 
 def curve(history: Sequence[dict[str, Any]], folder: Path, best: tuple[str, int] | None = None) -> list[Path]:
@@ -42,9 +42,8 @@ def draw(trained: list[tuple[int, float]], dev: list[dict[str, Any]], best: tupl
         bottom.set_ylabel(f"dev {metric.replace('_', ' ')}")
     if best:
         for axes in rows[:, 0]:
-            axes.axvline(best[1], color=GRAY, linewidth=1, linestyle=":")
-        top.annotate(f"best: step {best[1]}", (best[1], 1), xycoords=("data", "axes fraction"), xytext=(-4, -4),
-                     textcoords="offset points", ha="right", va="top", color=GRAY, fontsize=9)  # fmt: skip
+            axes.axvline(best[1], color=GRAY, linewidth=1, linestyle=":", label=f"best: step {best[1]}")
+    top.legend(frameon=False)
     bottom.set_xlabel("optimizer step")
     return figure
 
@@ -58,13 +57,10 @@ def losses(axes: Any, trained: list[tuple[int, float]], dev: list[tuple[int, flo
     axes.set_ylabel("loss per unit (nats)")
     axes.set_xlim(left=0)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.legend(frameon=False, loc="upper right" if trained[-1][1] < trained[0][1] else "best")
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """The exponential moving average, each point divided by the weight it has seen."""
-    out, mean, weight = [], 0.0, 0.0
-    for value in values:
-        mean, weight = SMOOTH * mean + (1 - SMOOTH) * value, SMOOTH * weight + (1 - SMOOTH)
-        out.append(mean / weight)
-    return out
+    """The centered moving average; at the ends the window narrows on both sides."""
+    last, half = len(values) - 1, max(1, len(values) // WINDOW)
+    sides = [min(half, i, last - i) for i in range(len(values))]
+    return [sum(values[i - n : i + n + 1]) / (2 * n + 1) for i, n in enumerate(sides)]

@@ -78,7 +78,7 @@ def go(model: Any, data: Any, task: Task | None, folder: Path | None, method: Me
     """Set up, train, and leave everything in its place."""
     if chosen.resume and folder is None:
         raise InputError(Problem("there is nothing to resume without an output folder", "resume", fix="give output"))
-    stuff = setup.material(data, task, model, columns)
+    stuff = setup.material(data, task, model, columns, say.say)
     live = setup.base(model, stuff.task, chosen).to(place.device)
     words = tokenizer if tokenizer is not None else getattr(live, "tokenizer", None)
     if words is None:
@@ -165,7 +165,9 @@ def summary(loop: Loop, folder: Path | None) -> Run:
     """The numbers of a run that is over."""
     p, counts = loop.progress, trainable(loop.model)
     at = p.best_step if loop.settings.best and p.best_step is not None else p.step
-    scores = next((r["dev"] for r in reversed(loop.journal.history) if "dev" in r and r["step"] == at), {})
+    scores: dict[str, float | None] = next(
+        (r["dev"] for r in reversed(loop.journal.history) if "dev" in r and r["step"] == at), {}
+    )
     return Run(folder, p.step, scores, loop.journal.history, perf_counter() - loop.started, loop.speed(),
                counts.trainable, counts.total)  # fmt: skip
 

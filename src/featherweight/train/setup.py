@@ -14,7 +14,7 @@ from featherweight.core.attach import attach
 from featherweight.core.errors import InputError, Problem, listed, raise_all
 from featherweight.core.method import Method
 from featherweight.core.switch import switch_of
-from featherweight.data.load import Data, load
+from featherweight.data.load import Data, fitting, load
 from featherweight.data.order import row_weights
 from featherweight.data.rows import examples
 from featherweight.data.types import Encoded, Example
@@ -42,10 +42,13 @@ class Material:
     name: str
 
 
-def material(data: Any, task: Task | None, model: Any, columns: Any) -> Material:
+def material(data: Any, task: Task | None, model: Any, columns: Any, say: Say) -> Material:
     """Read, shape and check the data. Raises InputError over every bad row, also of the dev split."""
     loaded = data if isinstance(data, Data) else load(data, columns)
-    train, dev = examples(loaded.train, loaded.shape), examples(loaded.valid or [], loaded.shape)
+    for note in loaded.notes:
+        say(note)
+    train = examples(loaded.train, loaded.shape)
+    dev = examples(loaded.valid, fitting(loaded.valid, loaded.shape))
     if not train:
         raise InputError(Problem("no row to train on", "data", got=str(data)))
     chosen = task or getattr(model, "task", None) or task_for(loaded.shape)
@@ -55,7 +58,7 @@ def material(data: Any, task: Task | None, model: Any, columns: Any) -> Material
     return Material(fitted, train, dev, loaded.weights, name)
 
 
-def base(model: Any, task: Task, settings: Settings) -> nn.Module:
+def base(model: Any, task: Task, settings: Settings) -> Any:
     """The live model, or the one loaded from a path. Raises InputError where its head does not fit the task."""
     if isinstance(model, str | os.PathLike):
         from featherweight.interop import load_base

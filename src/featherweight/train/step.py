@@ -92,14 +92,14 @@ class Stepper:
         """Leave the gradient of the batch's mean loss (times the scaler's scale) in `.grad`: (loss sum, units)."""
         self.optimizer.zero_grad(set_to_none=True)
         mass = self.feed.mass(step)
-        with watching(self.model) if not self.audited else nullcontext() as watch:
+        with nullcontext() if self.audited else watching(self.model) as watch:
             loss, units = self.ranks.total(*self.accumulate(step, mass))
         if not units:
             rows = listed(self.feed.where(step))
             raise InputError(
                 Problem("no row of this batch has a label or trained token", rows, fix="remove these rows")
             )
-        if not self.audited and isfinite(loss):
+        if watch is not None and isfinite(loss):
             named = {
                 f"{n}/{k}": t for n in self.trained for k, t in core.live(self.model, n).items() if t.requires_grad
             }
