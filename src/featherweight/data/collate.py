@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 def collate(items: Sequence[Encoded], pad_id: int | None, packed: bool = False, multiple: int = 1) -> Batch:
     """(batch, seq) tensors, padded on the right to the longest (or to a multiple of `multiple`, 8 for tensor cores).
 
-    `pad_id=None` pads with 0: the attention mask decides, never the id. packed: all items in one row, see `collate_packed`.
+    `pad_id=None` pads with 0: the attention mask decides, never the id. packed: all items in one row, see
+    `collate_packed`.
     """
     if packed:
         return collate_packed([items], pad_id, multiple)

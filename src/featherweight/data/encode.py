@@ -35,20 +35,28 @@ def encode_turns(examples: Sequence[Example], tokenizer: Any) -> list[tuple[list
         return []
     eos, start = eos_id(tokenizer), start_ids(tokenizer)
     split = [pieces(e) for e in examples]
-    contexts = iter(ids_of(tokenizer, [c for ps in split for c, _ in ps]))
-    joined = iter(ids_of(tokenizer, [c + a for ps in split for c, a in ps]))
-    alone = iter(ids_of(tokenizer, [a for ps in split for _, a in ps]))
+    answers = iter(answer_ids(tokenizer, [piece for ps in split for piece in ps]))
     made = []
     for ps in split:
         ids, labels = list(start), [UNTRAINED] * len(start)
         for _, answer in ps:
-            context, whole, rest = next(contexts), next(joined), next(alone)
-            rest = whole[len(context) :] if whole[: len(context)] == context else rest
+            context, rest = next(answers)
             end = [eos] if answer and rest[-1:] != [eos] else []
             ids += context + rest + end
             labels += [UNTRAINED] * len(context) + rest + end
         made.append((ids, labels))
     return made
+
+
+def answer_ids(tokenizer: Any, found: Pieces) -> list[tuple[list[int], list[int]]]:
+    """(context ids, answer ids) of each piece; contexts that repeat are tokenized once."""
+    unique = list(dict.fromkeys(context for context, _ in found))
+    ids = dict(zip(unique, ids_of(tokenizer, unique), strict=True))
+    joined = ids_of(tokenizer, [context + answer for context, answer in found])
+    grown = [whole[: len(ids[c])] == ids[c] for (c, _), whole in zip(found, joined, strict=True)]
+    alone = iter(ids_of(tokenizer, [a for (_, a), g in zip(found, grown, strict=True) if not g]))
+    return [(ids[c], whole[len(ids[c]) :] if g else next(alone))
+            for (c, _), whole, g in zip(found, joined, grown, strict=True)]  # fmt: skip
 
 
 def pieces(example: Example) -> Pieces:
@@ -62,8 +70,8 @@ def pieces(example: Example) -> Pieces:
 
 
 def cut(example: Example, ids: list[int], labels: list[int], opening: int, length: int | None) -> Encoded:
-    """At most `length` tokens. The context before the first answer gives way first, its oldest tokens before its newest,
-    down to a quarter of `length`; then the end is cut. The opening special token stays."""
+    """At most `length` tokens. The context before the first answer gives way first, its oldest tokens before its
+    newest, down to a quarter of `length`; then the end is cut. The opening special token stays."""
     excess = max(0, len(ids) - length) if length is not None else 0
     if excess:
         first = next((i for i, label in enumerate(labels) if label != UNTRAINED), len(ids))
@@ -74,7 +82,7 @@ def cut(example: Example, ids: list[int], labels: list[int], opening: int, lengt
 
 
 def encode_seq2seq(example: Example, tokenizer: Any, length: int | None) -> Encoded:
-    """The contexts as input with the tokenizer's special tokens, the answer and EOS as labels; each at most `length`."""
+    """The contexts as input with the tokenizer's special tokens; answer and EOS as labels; each at most `length`."""
     eos = eos_id(tokenizer)
     source = "".join(t.text for t in example.turns if not t.trained)
     target = "".join(t.text for t in example.turns if t.trained)
@@ -90,7 +98,7 @@ def encode_seq2seq(example: Example, tokenizer: Any, length: int | None) -> Enco
 
 
 def encode_text(example: Example, tokenizer: Any, length: int | None, label: Any = None) -> Encoded:
-    """A text or a pair as the tokenizer joins them, longest cut first; `label` is what the task makes of the example's."""
+    """A text or a pair as the tokenizer joins them, longest cut first; `label` is the task's form of the example's."""
     return encode_text_all([example], tokenizer, length, [label])[0]
 
 
@@ -123,14 +131,14 @@ def limited(tokenizer: Any, texts: tuple[str, ...], length: int | None) -> tuple
 
 
 def encode_all(task: Any, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
-    """What `task.encode` makes of every example, through `task.encode_all(examples, tokenizer, length)` if it has one."""
+    """What `task.encode` makes of every example, through `task.encode_all(examples, tokenizer, length)` if any."""
     if batched := getattr(task, "encode_all", None):
         return list(batched(examples, tokenizer, length))
     return [task.encode(e, tokenizer, length) for e in examples]
 
 
 def check_trainable(items: Iterable[Encoded]) -> list[str]:
-    """Where the rows without a trained token are. Raises InputError if that is all of them: nothing could be learned."""
+    """Where the rows without a trained token are. Raises InputError if that is all of them."""
     items = list(items)
     bare = [item.where for item in items if not trainable(item)]
     if len(bare) == len(items):

@@ -1,4 +1,4 @@
-"""`inspect`: what a model will see of the data: decoded rows with the trained tokens marked, lengths, cuts, doubles, leaks."""
+"""`inspect`: what a model will see of the data: decoded rows, trained tokens marked; lengths, cuts, doubles, leaks."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`load`: whatever the user calls data (a file, several with weights, a folder of splits, a hub name, dicts) to splits."""
+"""`load`: whatever the user calls data (file, weighted files, folder of splits, hub name, dicts) to splits."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -103,8 +103,11 @@ def split_weight(part: str) -> tuple[str, float | None]:
 
 def mixture(parts: Sequence[Any], weights: Sequence[Any], columns: Columns) -> Rows:
     """All files' rows, each marked with its source; the problems of all files together."""
-    problems = [Problem("bad weight", str(part), "a positive number", repr(weight)) for part, weight
-                in zip(parts, weights, strict=True) if not isinstance(weight, int | float) or not weight > 0]  # fmt: skip
+    problems = [
+        Problem("bad weight", str(part), "a positive number", repr(weight))
+        for part, weight in zip(parts, weights, strict=True)
+        if not isinstance(weight, int | float) or not weight > 0
+    ]
     read_ = [collect(problems, read, part, columns) for part in parts]
     raise_all(problems)
     rows = [replace(row, source=i) for i, rows in enumerate(read_) for row in rows]
@@ -134,8 +137,8 @@ def hub(name: str) -> dict[str, Rows]:
     try:
         loaded = datasets.load_dataset(name)
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(Problem("neither a file nor a hub dataset that can be reached", name,
-                                 got=str(error).splitlines()[0], fix="check the name and the network, or give a file")) from error  # fmt: skip
+        got, fix = str(error).splitlines()[0], "check the name and the network, or give a file"
+        raise InputError(Problem("neither a file nor a hub dataset in reach", name, got=got, fix=fix)) from error
     splits = {s: loaded[k] for s, stems in SPLITS.items() for k in loaded if k in stems}
     if "train" not in splits:
         raise InputError(Problem("the hub dataset has no train split", name, "train", listed(list(loaded))))

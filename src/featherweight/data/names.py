@@ -2,26 +2,19 @@
 
 import re
 
-TEXT = ["text", "sentence", "content", "review", "comment", "document", "article", "query", "tweet", "tweet_text", "utterance", "body", "message", "question", "title", "abstract"]  # fmt: skip
+TEXT = [
+    "text", "sentence", "content", "review", "comment", "document", "article", "query", "tweet", "tweet_text",
+    "utterance", "body", "message", "question", "title", "abstract",
+]  # fmt: skip
 PAIRS = [pair.split() for pair in (
     "text text_pair", "text1 text2", "text_a text_b", "sentence1 sentence2", "sentence_a sentence_b", "string1 string2",
     "1_string 2_string", "premise hypothesis", "question1 question2", "question sentence", "question passage",
     "question context", "query passage", "query document", "claim evidence",
 )]  # fmt: skip
 LABEL = [
-    "label",
-    "class",
-    "category",
-    "intent",
-    "sentiment",
-    "stars",
-    "rating",
-    "quality",
-    "gold_label",
-    "target",
-    "topic",
-    "emotion",
-]
+    "label", "class", "category", "intent", "sentiment", "stars", "rating", "quality", "gold_label", "target",
+    "topic", "emotion",
+]  # fmt: skip
 SCORE = ["score", "similarity", "similarity_score", "relatedness", "relatedness_score"]
 LABELS = ["labels", "tags", "categories", "classes", "topics", "emotions"]
 PROMPTS = [pair.split() for pair in (

@@ -143,7 +143,7 @@ def missing(value: Any) -> bool:
 
 
 def kind_of(role: str, column: str, values: Sequence[Any]) -> str:
-    """Lists are label sets; fractions are scores; integers are scores when named so, or when many under a neutral name."""
+    """Lists are label sets; fractions are scores; integers are so when named so, or many under a neutral name."""
     if role == "labels" or any(isinstance(v, list | tuple) for v in values):
         return "multilabel"
     if role == "score":
