@@ -229,3 +229,15 @@ def test_regression(minilm_dir, minilm_tokenizer, data_dir):
     scores = evaluate(model, rows, Regression(), tokenizer=minilm_tokenizer)
     assert set(scores.values) == {"pearson", "spearman", "mse"}
     assert scores["mse"] == pytest.approx(scores.loss, rel=1e-5)
+
+
+def test_the_verb_is_callable_whatever_was_imported_before(judge, minilm_tokenizer):
+    """`fw.evaluate` is the package's name too: both calls reach the function."""
+    import featherweight as fw
+    import featherweight.evaluate
+
+    model, task = judge
+    rows = [Example("a:1", "good", None, "1")]
+    first = fw.evaluate(model, rows, task, tokenizer=minilm_tokenizer)
+    second = featherweight.evaluate(model, rows, task, tokenizer=minilm_tokenizer)
+    assert first.to_dict() == second.to_dict() == evaluate(model, rows, task, tokenizer=minilm_tokenizer).to_dict()
