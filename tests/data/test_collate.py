@@ -4,15 +4,15 @@ from featherweight.data.collate import collate, collate_packed
 from featherweight.data.packing import packable
 from featherweight.data.types import Encoded
 
-SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=64)
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
 MODELS = {
     "llama": ("LlamaConfig", dict(SIZES, intermediate_size=48, num_key_value_heads=2)),
-    "gpt2": ("GPT2Config", dict(n_embd=32, n_layer=2, n_head=4, vocab_size=64)),
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64}),
     "neox": ("GPTNeoXConfig", dict(SIZES, intermediate_size=48)),
     "phi3": ("Phi3Config", dict(SIZES, intermediate_size=48, num_key_value_heads=2, pad_token_id=0)),
-    "bloom": ("BloomConfig", dict(hidden_size=32, n_layer=2, n_head=4, vocab_size=64)),
+    "bloom": ("BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64}),
     "bert": ("BertConfig", dict(SIZES, intermediate_size=48)),
-    "t5": ("T5Config", dict(d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, vocab_size=64)),
+    "t5": ("T5Config", {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "vocab_size": 64}),
 }  # fmt: skip
 
 

@@ -4,10 +4,20 @@ from featherweight.core.errors import InputError
 from featherweight.data.encode import check_trainable, encode_lm, encode_lm_all, encode_seq2seq, encode_text
 from featherweight.data.types import Encoded, Example, Turn
 
-CHATML = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"  # fmt: skip
-MARKED = "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>\n{% generation %}{{ m.content }}{% endgeneration %}</s>\n{% else %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endif %}{% endfor %}"  # fmt: skip
-BARE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
-FICKLE = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+CHATML = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+MARKED = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    "{% endgeneration %}{% else %}{{ m.content }}{% endif %}</s>\n{% endfor %}"
+)
+BARE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+FICKLE = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}:{% endif %}"
 TALK = ({"role": "user", "content": "Who is Lily?"}, {"role": "assistant", "content": "A girl."},
         {"role": "user", "content": "And Ben?"}, {"role": "assistant", "content": "A boy."})  # fmt: skip
 
@@ -60,8 +70,6 @@ def test_cuts_take_the_oldest_context_first(stories, length):
     kept = [label for label in item.labels if label != -100]
     assert kept == answer[: len(kept)]
     assert len(kept) == min(len(answer), length - 1 - length // 4)
-        answer
-    )
 
 
 def test_text_is_trained_whole_and_batches_equal_singles(stories):

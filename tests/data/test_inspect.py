@@ -54,8 +54,9 @@ def test_ten_thousand_rows_in_ten_seconds(data_dir):
 
 
 def test_report(stories):
-    rows = [{"prompt": f"{a} {b}", "completion": f"{b} {c} and so on"} for a, b, c in
-            [random.Random(i).sample(["Lily", "Ben", "Tom", "Max", "Sue", "Ann", "Joe", "Kim"], 3) for i in range(9)]]  # fmt: skip
+    names = ["Lily", "Ben", "Tom", "Max", "Sue", "Ann", "Joe", "Kim"]
+    drawn = [random.Random(i).sample(names, 3) for i in range(9)]
+    rows = [{"prompt": f"{a} {b}", "completion": f"{b} {c} and so on"} for a, b, c in drawn]
     rows += [{"prompt": "unique one two three", "completion": "four five six seven"}] * 2
     data = load({"train": rows, "test": [{"prompt": "Unique one, two three", "completion": "four five six eight"}]})
     report = inspect(data, stories, Lm(), 12)

@@ -11,6 +11,7 @@ from featherweight.data.near import alike, between
 from featherweight.data.rows import examples
 from featherweight.data.types import UNTRAINED, Encoded, Example
 
+MOST = 20_000  # rows per side that are compared with each other: about a minute for wordy, repetitive texts
 Piece = tuple[str, bool]  # decoded text, and whether its tokens are trained
 
 
@@ -54,11 +55,13 @@ def inspect(
     made = {name: examples(rows, data.shape) for name, rows in parts.items() if name == "train"}
     made |= {name: held_out(rows, data) for name, rows in parts.items() if name != "train"}
     train = made.get("train") or next(iter(made.values()))
-    exact, near, leaks = doubles(train, [e for name in made if name != "train" for e in made[name]], threshold)
+    held = [e for name in made if name != "train" for e in made[name]]
+    exact, near, leaks = doubles(train[:MOST], held[:MOST], threshold)
+    searched = [f"doubles were searched among the first {MOST:,} rows"] if max(len(train), len(held)) > MOST else []
     seen = tokens(train, tokenizer, task, length, samples) if tokenizer is not None and task is not None else {}
     return Report(
         shape=data.shape.name, columns=dict(data.shape.columns), rows={name: len(rows) for name, rows in made.items()},
-        labels=label_counts(train), exact=exact, near=near, leaks=leaks, notes=list(data.notes), **seen,
+        labels=label_counts(train), exact=exact, near=near, leaks=leaks, notes=[*data.notes, *searched], **seen,
     )  # fmt: skip
 
 
