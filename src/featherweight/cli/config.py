@@ -102,9 +102,10 @@ def spelt(key: str, value: Value) -> str:
 
 def needed(values: Mapping[str, Value], problems: list[Problem]) -> None:
     """A run needs a model (its own, or an adapter's) and data."""
-    if "model" not in values and "from" not in values:
+    meant = " ".join(p.fix for p in problems)  # a misspelt --modle is one mistake, not two
+    if "model" not in values and "from" not in values and "model'?" not in meant:
         problems.append(Problem("a model is needed", "model", fix='--model DIR, or model = "DIR" in run.toml'))
-    if "data" not in values:
+    if "data" not in values and "data'?" not in meant:
         problems.append(Problem("data is needed", "data", fix='--data FILE, or data = "FILE" in run.toml'))
     if "from" in values and any(k.startswith("method.") for k in values):
         where = next(v.where for k, v in values.items() if k.startswith("method."))

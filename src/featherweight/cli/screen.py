@@ -20,12 +20,15 @@ class Shown:
     """A command's result: the object that --json prints, what a person sees, and the exit code."""
 
     data: dict[str, Any] = field(default_factory=dict)
-    screen: tuple[Any, ...] = ()  # rich renderables or strings, printed one after the other
+    screen: tuple[Any, ...] = ()  # strings, rich renderables, functions of a console: in order
     code: int = 0
 
     def print(self) -> None:
         out = console()
         for piece in self.screen:
+            if callable(piece):
+                piece(out)
+                continue
             out.print(piece, markup=False, highlight=False, soft_wrap=isinstance(piece, str))
 
 
