@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(autouse=True)
-def peft_is_quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+def peft_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
     """Whatever is logged as a warning while a test runs is seen by `caplog`; peft and transformers log there too."""
     caplog.set_level(logging.WARNING)
-    yield
 
 
 @pytest.fixture
 def judge() -> Callable[[Any, Path], Any]:
-    """`judge(base, folder)`: the folder read by peft onto the base, every tensor of the file in its place, none missing."""
+    """`judge(base, folder)`: the folder read by peft onto the base, each tensor of the file in its place."""
     return read_by_peft
 
 

@@ -27,7 +27,7 @@ METHODS: dict[str, Any] = {
     "ia3-outputs": IA3(targets=("query", "value"), feedforward=()),
     "norm": LayerNorm(),
 }
-# of every LN_TUNING peft says that it does not know the layer's sizes, and of a tied head that it may diverge: of its own too
+# peft says of every LN_TUNING that it does not know the layer's sizes, and of every tied head that it may diverge
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Unsupported layer type .*Norm:UserWarning"),
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer:UserWarning"),
@@ -49,7 +49,9 @@ def test_same_logits(method: Any, arch: str, tmp_path: Path, judge: Judge, caplo
     theirs = judge(tiny(arch), tmp_path)
     assert not [r for r in caplog.records if r.name.startswith("peft")]
     assert (logits(model, inputs(arch)) - logits(tiny(arch), inputs(arch))).abs().max() > 1e-3
-    assert (logits(model, inputs(arch)) - logits(theirs, inputs(arch))).abs().max() <= 1e-6
+    far = float((logits(model, inputs(arch)) - logits(theirs, inputs(arch))).abs().max())
+    assert far <= (1e-5 if arch == "t5" else 1e-6)  # T5's unscaled attention magnifies rounding: fp64 tells
+    assert (logits(model.double(), inputs(arch)) - logits(theirs.double(), inputs(arch))).abs().max() <= 1e-10
 
 
 @pytest.mark.parametrize(("arch", "task"), [("bert", ""), ("roberta", ""), ("gpt2", "classify"), ("llama", "classify")])
@@ -109,9 +111,10 @@ def test_convolutions(tmp_path: Path, judge: Judge, stabilized: bool) -> None:
 
 
 @pytest.mark.parametrize(("arch", "method"), [
-    ("bert", LoRA(rank=4, dropout=0.0)), ("roberta", LoRA(rank=4, rank_stabilized=True)), ("llama", LoRA(rank=4, targets="linear")),
+    ("bert", LoRA(rank=4)), ("roberta", LoRA(rank=4, rank_stabilized=True)), ("llama", LoRA(rank=4, targets="linear")),
     ("gpt2", LoRA(rank=4, targets="linear")), ("t5", LoRA(rank=3)), ("neox", LoRA(rank=2, targets=("output", "mlp"))),
-    ("phi3", LoRA(rank=2, targets=("output", "down"))), ("bert", IA3()), ("llama", IA3()), ("t5", IA3()), ("llama", LayerNorm()),
+    ("phi3", LoRA(rank=2, targets=("output", "down"))), ("bert", IA3()), ("llama", IA3()), ("t5", IA3()),
+    ("llama", LayerNorm()),
     ("bert", LayerNorm()), ("gpt2", LayerNorm()),
 ], ids=str)  # fmt: skip
 def test_one_step_of_training(arch: str, method: Any, tmp_path: Path, judge: Judge) -> None:

@@ -1,4 +1,4 @@
-"""Small real models on disk: stories260k (Llama, 512 tokens) and one BERT folder with a word-piece tokenizer made here."""
+"""Small models on disk: the real stories260k (Llama, 512 tokens), and a BERT with a word-piece tokenizer made here."""
 
 from pathlib import Path
 from typing import Any

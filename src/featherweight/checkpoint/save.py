@@ -52,7 +52,8 @@ def save_one(model: nn.Module, folder: Path, name: str) -> None:
 
 def plan(model: nn.Module, name: str) -> tuple[dict[str, Any], list[Entry]]:
     """The JSON and the table of tensors of an attached adapter."""
-    attached, made, kept = switch_of(model).attached[name], adapters(model, name), state(model, name)
+    made, kept = adapters(model, name), state(model, name)
+    attached = switch_of(model).attached[name]
     codec = for_method(attached.method)
     heads = head_paths(model, made)
     apart = heads if attached.head else []  # a head that the method itself trains is the method's to store

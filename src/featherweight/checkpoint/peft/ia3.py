@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from featherweight.checkpoint.entry import Entry, same
 from featherweight.checkpoint.peft.codec import Adapters, Codec, typed
-from featherweight.checkpoint.peft.names import PREFIX, matched, regex, shortest, targeted, width
+from featherweight.checkpoint.peft.names import PREFIX, matched, named, regex, targeted, width
 from featherweight.checkpoint.peft.slices import spread
 from featherweight.core.host import base_modules
 from featherweight.core.method import Method
@@ -32,8 +32,8 @@ def config(model: nn.Module, method: Method, adapters: Adapters) -> dict[str, An
     modules = dict(base_modules(model))
     inputs = [path for path, a in adapters.items() if scales_input(a)]
     return {
-        "target_modules": shortest(list(adapters), list(modules)),
-        "feedforward_modules": shortest(inputs, list(modules)),
+        "target_modules": named(list(adapters), list(modules)),
+        "feedforward_modules": named(inputs, list(modules)),
         "fan_in_fan_out": any(transposed(modules[path]) for path in adapters),
         "init_ia3_weights": True,
     }

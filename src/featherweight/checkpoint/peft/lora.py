@@ -10,7 +10,6 @@ with the slices' common scale s (alpha = s √r with `use_rslora`). Slices of un
 into Bᵢ, kept in fp64 so that the way back rounds to the very same Bᵢ.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from featherweight.checkpoint.entry import Entry, same, stacked
 from featherweight.checkpoint.peft.codec import Adapters, Codec, refused, typed
-from featherweight.checkpoint.peft.names import PREFIX, regex, shortest, targeted, width
+from featherweight.checkpoint.peft.names import PREFIX, endings, named, regex, targeted, width
 from featherweight.checkpoint.peft.slices import diagonal
 from featherweight.core.anatomy import anatomy
 from featherweight.core.errors import InputError, Problem
@@ -68,7 +67,7 @@ def config(model: nn.Module, method: Method, adapters: Adapters) -> dict[str, An
         "rank_pattern": pattern(ranks, usual_rank),
         "alpha_pattern": pattern(alphas, usual_alpha),
         "lora_dropout": method.dropout,
-        "target_modules": shortest(list(adapters), list(modules)),
+        "target_modules": named(list(adapters), list(modules)),
         "fan_in_fan_out": any(transposed(modules[path]) for path in adapters),
         "use_rslora": method.rank_stabilized,
         "init_lora_weights": "gaussian" if method.init == "gaussian" else True,
@@ -84,8 +83,7 @@ def pattern(values: Mapping[str, Any], otherwise: Any) -> dict[str, Any]:
     """What differs from the usual value, by the shortest endings of paths that mean it."""
     found: dict[str, Any] = {}
     for value in dict.fromkeys(v for v in values.values() if v != otherwise):
-        for tail in shortest([p for p, v in values.items() if v == value], list(values)):
-            found[re.escape(tail)] = value
+        found |= dict.fromkeys(endings([p for p, v in values.items() if v == value], list(values)), value)
     return found
 
 

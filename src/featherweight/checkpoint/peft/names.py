@@ -75,17 +75,27 @@ def shortest(wanted: Collection[str], modules: Collection[str]) -> list[str]:
     return sorted(chosen)
 
 
+def named(wanted: Collection[str], modules: Collection[str]) -> list[str] | str:
+    """Target modules for PEFT: the shortest list, or a regex of whole paths where one path is the end of another."""
+    tails = shortest(wanted, modules)
+    if {m for m in modules if suffixed(m, tails)} <= set(wanted):
+        return tails
+    return "|".join(map(re.escape, sorted(wanted)))
+
+
+def endings(wanted: Collection[str], modules: Collection[str]) -> list[str]:
+    """Regexes, to be matched at the end of a path at a dot, that hit the wanted modules and none of the others."""
+    others = [m for m in modules if m not in set(wanted)]
+    tails = shortest(wanted, modules)
+    return [f"^{re.escape(t)}" if any(suffixed(o, [t]) for o in others) else re.escape(t) for t in tails]
+
+
 def regex(wanted: Collection[str], modules: Collection[str]) -> str:
-    """A target regex (it may match the end of a path, at a dot) that hits the wanted modules and none of the others.
+    """A target regex that hits the wanted modules and none of the others.
 
     Bracketed, so that a name such as `query` is never taken for a role.
     """
-    others = [m for m in modules if m not in set(wanted)]
-    tails = (
-        re.escape(t) if not any(suffixed(o, [t]) for o in others) else f"^{re.escape(t)}"
-        for t in shortest(wanted, modules)
-    )
-    return f"(?:{'|'.join(tails)})"
+    return f"(?:{'|'.join(endings(wanted, modules))})"
 
 
 def targeted(config: Mapping[str, Any], modules: Collection[str], where: str) -> list[str]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from featherweight.checkpoint.entry import Entry, same
 from featherweight.checkpoint.peft.codec import Adapters, Codec, typed
-from featherweight.checkpoint.peft.names import PREFIX, regex, shortest, targeted
+from featherweight.checkpoint.peft.names import PREFIX, named, regex, targeted
 from featherweight.core.host import base_modules
 from featherweight.core.method import Method
 from featherweight.methods.norm import LayerNorm
@@ -17,7 +17,7 @@ TYPES = {"target_modules": (list, str), "exclude_modules": (list, str), "modules
 
 
 def config(model: nn.Module, method: Method, adapters: Adapters) -> dict[str, Any]:
-    return {"target_modules": shortest(list(adapters), [path for path, _ in base_modules(model)])}
+    return {"target_modules": named(list(adapters), [path for path, _ in base_modules(model)])}
 
 
 def entries(model: nn.Module, adapters: Adapters, state: Mapping[str, Tensor]) -> list[Entry]:
