@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.models import tiny
+from support.models import disturb, tiny
 
 from featherweight.checkpoint.files import read_json, read_tensors, write_json, write_tensors
 from featherweight.checkpoint.load import load
@@ -92,19 +92,24 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
+@pytest.mark.parametrize("at", ["adapter_model", "adapter_config"])
 @pytest.mark.parametrize(
     ("number", "says"), [(28, "No space left on device"), (30, "Read-only file system"), (122, "quota")]
 )
-def test_a_folder_that_takes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, says: str) -> None:
+def test_a_folder_that_takes_no_file(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, says: str
+) -> None:
     """The disk fills while the tensors are written, or nothing may be written: the adapter from before is whole."""
     model = adapted()
     save(model, tmp_path)
     before = snapshot(tmp_path)
 
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(number, os.strerror(number))
+    def full(path: str) -> None:
+        if at in path:
+            raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("featherweight.checkpoint.files.sync", full)
+    disturb(model)
     with pytest.raises(InputError, match=f"(?i){says}.*nothing was changed"):
         save(model, tmp_path)
     assert snapshot(tmp_path) == before

@@ -22,6 +22,7 @@ from featherweight.core.errors import InputError, Problem, raise_all
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "pytorch_adapter.bin", "pytorch_model.bin")
+Writes = dict[Path, Callable[[str], None]]  # place -> what fills a file there
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -81,14 +82,27 @@ def unsound(tensors: Mapping[str, Tensor], where: str) -> Iterator[Problem]:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors atomically. Raises InputError for values that are not finite and for a folder that takes no
-    file.
-    """
+    """Write tensors atomically. Raises InputError for values that are not finite or a folder that takes no file."""
+    atomic(tensor_file(path, tensors, metadata))
+
+
+def write_adapter(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write both files of an adapter: whole on disk under temporary names first, then renamed one after the other."""
+    atomic(tensor_file(folder / WEIGHTS, tensors, metadata) | json_file(folder / CONFIG, config))
+
+
+def tensor_file(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Writes:
     path = Path(path)
     raise_all(unsound(tensors, path.name))
     whole = {key: tensor.detach().to("cpu").contiguous().clone() for key, tensor in tensors.items()}
-    info = {"format": "pt"} | dict(metadata)
-    atomic(path, lambda temporary: save_file(whole, temporary, metadata=info))
+    return {path: lambda temporary: save_file(whole, temporary, metadata={"format": "pt"} | dict(metadata))}
+
+
+def json_file(path: str | Path, form: Mapping[str, Any]) -> Writes:
+    text = json.dumps(form, indent=2, sort_keys=True) + "\n"
+    return {Path(path): lambda temporary: put(temporary, text)}
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -108,29 +122,35 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 def write_json(path: str | Path, form: Mapping[str, Any]) -> None:
     """Write JSON atomically, keys sorted, indented by two: peft's style."""
-    text = json.dumps(form, indent=2, sort_keys=True) + "\n"
-    atomic(Path(path), lambda temporary: put(temporary, text))
+    atomic(json_file(path, form))
 
 
 def put(path: str, text: str) -> None:
     Path(path).write_text(text, encoding="utf-8")
 
 
-def atomic(path: Path, write: Callable[[str], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, fsync it and rename it over `path`; leave nothing on failure."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        try:
-            write(temporary)
-            os.chmod(temporary, 0o666 & ~umask())
-            sync(temporary)
-            os.replace(temporary, path)
-        except BaseException:
+def atomic(writes: Writes) -> None:
+    """Let each write fill a temporary file beside its place and fsync it; when all are whole, rename them into place.
+
+    On failure the places hold what they held, and no temporary file is left.
+    """
+    staged: dict[Path, str] = {}
+    try:
+        for path, write in writes.items():
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                handle, staged[path] = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+                os.close(handle)
+                write(staged[path])
+                os.chmod(staged[path], 0o666 & ~umask())
+                sync(staged[path])
+        for path, temporary in staged.items():
+            with writing(path):
+                os.replace(temporary, path)
+                sync(str(path.parent))
+    finally:
+        for temporary in staged.values():
             Path(temporary).unlink(missing_ok=True)
-            raise
-        sync(str(path.parent))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from featherweight.checkpoint.entry import Entry, packed
-from featherweight.checkpoint.files import CONFIG, WEIGHTS, write_json, write_tensors
+from featherweight.checkpoint.files import write_adapter
 from featherweight.checkpoint.fingerprint import fingerprint
 from featherweight.checkpoint.peft.common import base_name, brought, common, head_entries, head_paths, is_local
 from featherweight.checkpoint.peft.names import regex
@@ -45,9 +45,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], name: str | None = No
 def save_one(model: nn.Module, folder: Path, name: str) -> None:
     config, entries = plan(model, name)
     tensors = packed(entries, state(model, name))
-    found = record(model, name, folder, config, tensors)
-    write_tensors(folder / WEIGHTS, tensors, found.to_metadata())
-    write_json(folder / CONFIG, config)
+    write_adapter(folder, config, tensors, record(model, name, folder, config, tensors).to_metadata())
 
 
 def plan(model: nn.Module, name: str) -> tuple[dict[str, Any], list[Entry]]:
