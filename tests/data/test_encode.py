@@ -16,8 +16,10 @@ BARE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
-FICKLE = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+FICKLE = (
+    "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}:{% endif %}"
+)
 TALK = ({"role": "user", "content": "Who is Lily?"}, {"role": "assistant", "content": "A girl."},
         {"role": "user", "content": "And Ben?"}, {"role": "assistant", "content": "A boy."})  # fmt: skip
 

@@ -11,7 +11,7 @@ from featherweight.data.near import alike, between
 from featherweight.data.rows import examples
 from featherweight.data.types import UNTRAINED, Encoded, Example
 
-MOST = 20_000  # rows per side that are compared with each other: about a minute for wordy, repetitive texts
+MOST = 10_000  # rows per side that are compared: seconds, half a minute for texts as repetitive as E2E's
 Piece = tuple[str, bool]  # decoded text, and whether its tokens are trained
 
 
