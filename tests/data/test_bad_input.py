@@ -42,6 +42,8 @@ BAD = {
     "typo.jsonl": ('{"text": "a", "label": "x"}\n{"text": "b", "lable": "x"}', ["typo.jsonl:2:label", "got nothing"]),
     "type.jsonl": ('{"text": 3, "label": "x"}\n{"text": "b", "label": {"a": 1}}',
                    ["type.jsonl:1:text", "got 3", "type.jsonl:2:label"]),
+    "nan.jsonl": ('{"text": "a", "label": "x"}\n{"text": "b", "label": NaN}', ["nan.jsonl:2:label", "got nan"]),
+    "fields.jsonl": ("{}\n{}", ["fields.jsonl", "say nothing we know", "columns nothing"]),
     "null.jsonl": ('{"text": null, "label": "x"}', ["null.jsonl:1:text", "got None"]),
     "deep.jsonl": ("[" * 100_000, ["deep.jsonl:1"]),
     "sets.jsonl": ('{"text": "a", "labels": ["x"]}\n{"text": "b", "labels": [{}]}',

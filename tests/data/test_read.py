@@ -133,6 +133,8 @@ SHAPES = [
     ({"sentence1": "a", "sentence2": "b", "label": True}, "pair", "true"),
     ({"text": "a", "score": "3"}, "regression", 3.0), ({"text": "a", "label": 0.5}, "regression", 0.5),
     ({"text": "a", "labels": ["x", "y"]}, "multilabel", ("x", "y")),
+    ({"text": "a", "label": 1234567}, "classification", "1234567"),
+    ({"text": "a", "label": 2.0}, "classification", "2"),
     ({"text": "a", "label": ["x"]}, "multilabel", ("x",)),
     ({"prompt": "a", "completion": "b"}, "completion", None), ({"question": "a", "answer": "b"}, "completion", None),
     ({"instruction": "a", "input": "", "output": "b"}, "instruction", None), ({"anything": "a"}, "text", None),

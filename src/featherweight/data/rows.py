@@ -1,6 +1,7 @@
 """Rows of a known shape to examples; every bad field is one Problem `file:line:field`, all raised together."""
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 from typing import Any
 
 from featherweight.core.errors import Problem, raise_all
@@ -61,12 +62,12 @@ def class_at(row: Row, column: str, problems: Found) -> str | None:
     if missing(value):
         problems.append(bad(row, column, "missing label", "a label as in the other rows", value))
         return None
-    if not isinstance(value, str | int | float):
+    if not isinstance(value, str | int | float) or (isinstance(value, float) and not isfinite(value)):
         problems.append(bad(row, column, "wrong type", "one label: text or integer", value))
         return None
     if isinstance(value, bool):
         return str(value).lower()
-    return value.strip() if isinstance(value, str) else f"{value:g}" if value == int(value) else str(value)
+    return value.strip() if isinstance(value, str) else str(int(value) if value == int(value) else value)
 
 
 def score_at(row: Row, column: str, problems: Found) -> float | None:
