@@ -1,0 +1,121 @@
+"""Common tools: paired interleaved times, memory that a step adds, one JSON per claim.
+
+A time means little on a shared machine, a ratio of neighbors in time means something: rounds run every contender
+once, in alternating order, and the ratio is the median over rounds of (ours / peer) with its quartiles.
+
+Memory is the peak resident set while one step runs less the resident set just before it, in a fresh process for each
+contender. The process runs with a fixed mmap threshold (`MALLOC_MMAP_THRESHOLD_`), so that every tensor from 64 KB up
+is its own mapping and is given back when freed; `VmHWM` is reset by writing 5 to /proc/self/clear_refs (Linux).
+"""
+
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+DATA = Path(os.environ.get("FEATHERWEIGHT_DATA") or ROOT / "../shared/data")
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+
+
+def paired(contenders: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+    """Seconds of each contender in each round; the order turns around from round to round."""
+    for _ in range(warmup):
+        for call in contenders.values():
+            call()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds):
+        for name in list(contenders)[:: 1 if turn % 2 == 0 else -1]:
+            gc.collect()
+            start = time.perf_counter()
+            contenders[name]()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def compare(times: Mapping[str, list[float]], ours: str = "featherweight") -> dict[str, Any]:
+    """Medians in seconds, and for each peer the median and quartiles of ours / peer over rounds."""
+    result: dict[str, Any] = {f"{name}_s": round(statistics.median(t), 5) for name, t in times.items()}
+    for peer in times:
+        if peer != ours:
+            low, middle, high = statistics.quantiles(
+                [a / b for a, b in zip(times[ours], times[peer], strict=True)], n=4
+            )
+            result[f"ratio_to_{peer}"] = round(middle, 4)
+            result[f"ratio_to_{peer}_quartiles"] = [round(low, 4), round(high, 4)]
+    return result | {"rounds": len(times[ours])}
+
+
+def added_memory(step: Callable[[], Any], warmup: int = 2, repeats: int = 3) -> int:
+    """Bytes of peak resident memory that one step adds, the median of some; run it in a process made by
+    `child(..., env=ALLOCATOR)`."""
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        raise RuntimeError("added_memory: run it through `child(..., env=ALLOCATOR)`")
+    for _ in range(warmup):
+        step()
+    found = []
+    for _ in range(repeats):
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")
+        before = status("VmRSS")
+        step()
+        found.append(status("VmHWM") - before)
+    return int(statistics.median(found))
+
+
+def status(field: str) -> int:
+    """Bytes of a field of /proc/self/status."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}: this measurement needs Linux")
+
+
+def child(script: str, *args: str, env: Mapping[str, str] | None = None) -> Any:
+    """Run a script in a fresh interpreter; its last line on stdout is JSON."""
+    done = subprocess.run([sys.executable, script, *args], env=os.environ | dict(env or {}),
+                          capture_output=True, text=True)  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"{Path(script).name} {' '.join(args)} failed:\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def machine() -> dict[str, Any]:
+    """What a reader needs to judge the figures, and nothing that names a place."""
+    from importlib.metadata import version
+
+    import torch
+
+    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")), platform.machine())  # fmt: skip
+    packages = {name: version(name) for name in ("torch", "transformers", "peft")}
+    return {"cpu": cpu, "threads": torch.get_num_threads(), "isa": torch.backends.cpu.get_cpu_capability(), **packages}
+
+
+def threads() -> None:
+    """Use two threads, the machine the targets are stated for, unless OMP_NUM_THREADS says otherwise."""
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+def load(name: str) -> dict[str, Any]:
+    """An earlier result, {} where there is none."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}  # type: ignore[no-any-return]
+
+
+def write(name: str, result: Mapping[str, Any]) -> None:
+    """Write results/<name>.json whole: a stopped run leaves the former file or the new one."""
+    RESULTS.mkdir(exist_ok=True)
+    staged = RESULTS / f".{name}.json"
+    staged.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    staged.rename(RESULTS / f"{name}.json")
