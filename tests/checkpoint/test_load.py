@@ -210,7 +210,16 @@ def test_damaged_metadata(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / WEIGHTS, {"format": "pt", "featherweight": '{"format": 1'})
     with pytest.raises(InputError, match="damaged metadata"):
         fw.load(tiny("llama"), tmp_path)
-    record = {"version": "9", "method": {}, "head": False, "task": None, "base_path": None, "config": "", "format": 2}
+    record = {
+        "version": "9",
+        "method": {},
+        "head": False,
+        "task": None,
+        "base_path": None,
+        "seed": 0,
+        "config": "",
+        "format": 2,
+    }
     base = {"base": "", "parameters": 1, "dtype": "", "names": "", "exact": "", "sample": ""}
     save_file(tensors, tmp_path / WEIGHTS, {"featherweight": json.dumps(record | {"base": base})})
     with pytest.raises(InputError, match=r"written by another version.*format 2"):

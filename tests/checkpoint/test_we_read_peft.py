@@ -210,3 +210,24 @@ def test_targets_that_are_not_there(tmp_path: Path) -> None:
     written("llama", lora(target_modules=["q_proj"]), tmp_path)
     with pytest.raises(InputError, match="target_modules: target that hits no module; got 'q_proj'"):
         fw.load(tiny("gpt2"), tmp_path)
+
+
+def test_convolutions(tmp_path: Path) -> None:
+    from peft import get_peft_model
+
+    def toy() -> Any:
+        torch.manual_seed(1)
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(96, 5)
+        ).eval()
+
+    theirs = get_peft_model(toy(), lora(target_modules=["0", "2"], use_rslora=True)).eval()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.add_(0.1 * torch.randn_like(p) * p.requires_grad)
+    theirs.save_pretrained(str(tmp_path))
+    x = torch.randn(2, 3, 4, 4)
+    model = fw.load(toy(), tmp_path)
+    with torch.no_grad():
+        assert (theirs(x) - toy()(x)).abs().max() > 1e-3
+        assert (model(x) - theirs(x)).abs().max() <= 1e-6

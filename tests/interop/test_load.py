@@ -126,3 +126,21 @@ def test_other_dtypes(adapter: tuple[Any, Path]) -> None:
     model, folder = adapter
     assert (ask(load_model(folder, dtype="bf16")).float() - ask(model)).abs().max() < 0.05
     assert (ask(load_model(folder, dtype="fp16")).float() - ask(model)).abs().max() < 0.01
+
+
+def test_a_new_pooler_is_drawn_again(bert: Path, tmp_path: Path) -> None:
+    """A checkpoint without a pooler: what training drew for it is drawn again, and another draw is found out."""
+    from safetensors.torch import load_file, save_file
+
+    base = tmp_path / "bare"
+    shutil.copytree(bert, base)
+    tensors = {k: t for k, t in load_file(base / "model.safetensors").items() if "pooler" not in k}
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    model = attach(load_base(base, TASK, seed=11).eval(), LoRA(rank=2))
+    assert "bert.pooler.dense.weight" in model.new_tensors
+    save(model, tmp_path / "adapter")
+    assert torch.equal(ask(load_model(tmp_path / "adapter")), ask(model))
+    from featherweight.checkpoint.load import load
+
+    with pytest.raises(InputError, match=r"another base.*bert\.pooler\.dense\.weight"):
+        load(load_base(base, TASK), tmp_path / "adapter")

@@ -108,7 +108,7 @@ def sampled(tensor: Tensor, count: int, padded: bool = False) -> Any:
     wanted = count if padded else min(count, flat.numel())
     # odd strides: powers of two would sample one column of a weight
     places = torch.arange(wanted, dtype=torch.int64) * max(1, (flat.numel() - 1) // max(1, wanted - 1)) % flat.numel()
-    return flat[places.to(flat.device)].to("cpu", torch.float64).numpy()
+    return flat[places.to(flat.device)].cpu().double().numpy()
 
 
 def raw(tensor: Tensor) -> bytes:

@@ -2,7 +2,7 @@
 hold.
 
     {"format": 1, "version": "0.1.0", "method": {"type": "lora", ...}, "head": true, "task": {...} | null,
-     "base": {fingerprint}, "base_path": "../base" | null, "config": "<digest of the JSON's method fields>"}
+     "base": {fingerprint}, "base_path": "../base" | null, "seed": 0, "config": "<digest of the JSON's method fields>"}
 
 The JSON stays free of keys that peft does not know: peft warns at them.
 """
@@ -24,7 +24,10 @@ FREE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_versi
 
 @dataclass(frozen=True)
 class Record:
-    """`method` and `task` in their file form; `config` the digest of the JSON that was written with it."""
+    """`method` and `task` in their file form; `config` the digest of the JSON that was written with it.
+
+    `seed`: what the tensors that the base's checkpoint lacks (a pooler) were drawn from.
+    """
 
     version: str
     method: dict[str, Any]
@@ -32,6 +35,7 @@ class Record:
     task: dict[str, Any] | None
     base: Fingerprint
     base_path: str | None
+    seed: int
     config: str
     format: int = FORMAT
 

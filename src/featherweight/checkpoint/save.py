@@ -80,6 +80,7 @@ def record(
         task=task.to_dict() if task is not None else None,
         base=fingerprint(model, brought(model, tensors), base_name(model) or ""),
         base_path=base_path(model, folder),
+        seed=int(getattr(model, "new_seed", 0)),
         config=digest(config),
     )
 

@@ -45,11 +45,9 @@ def load_model(
     place = os.fspath(base) if base is not None else find_base(stored)
     tokenizer = next((load_tokenizer(p) for p in (stored.folder, Path(folder)) if has_tokenizer(p)), None)
     task = task_of(stored)
-    if task is not None:
-        model = load_base(place, task, dtype, device, tokenizer=tokenizer)
-    else:
-        model = load_base(place, Foreign.of(stored), dtype, device, tokenizer=tokenizer)
-        model.task = None
+    seed = stored.record.seed if stored.record is not None else 0
+    model = load_base(place, task or Foreign.of(stored), dtype, device, tokenizer=tokenizer, seed=seed)
+    model.task = task
     load(model, folder, name, train=train, strict_base=strict_base)
     return model.train(train)
 

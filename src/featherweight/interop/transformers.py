@@ -45,18 +45,12 @@ def load_base(
         auto, given = getattr(transformers, task.auto), task.model_options() | options
     else:
         auto, given = architecture(path), options
+    given |= {"dtype": dtype_of(dtype), "trust_remote_code": False, "use_safetensors": True}
     with refusing(path), quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, info = auto.from_pretrained(
-            os.fspath(path),
-            dtype=dtype_of(dtype),
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            **given,
-        )
+        model, info = auto.from_pretrained(os.fspath(path), output_loading_info=True, **given)
     check_keys(model, info, path)
-    model.new_tensors = sorted(info["missing_keys"])
+    model.new_tensors, model.new_seed = sorted(info["missing_keys"]), seed
     model.task = task
     model.tokenizer = load_tokenizer(path) if tokenizer is None else tokenizer
     fit_tokenizer(model)
