@@ -27,6 +27,17 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "new") == ["w.safetensors"]
 
 
+def test_equal_bytes_every_time(tmp_path: Path) -> None:
+    """The library writes metadata in random order."""
+    info = {f'key "{i}" é': f"value\\{i}" for i in range(9)}
+    for number in range(8):
+        write_tensors(tmp_path / f"{number}", GOOD, info)
+    assert len({(tmp_path / f"{number}").read_bytes() for number in range(8)}) == 1
+    tensors, metadata = read_tensors(tmp_path / "0")
+    assert metadata == {"format": "pt"} | info
+    assert all(torch.equal(tensors[k], GOOD[k]) for k in GOOD)
+
+
 def test_views_and_shared_memory(tmp_path: Path) -> None:
     whole = torch.arange(12.0).reshape(3, 4)
     write_tensors(tmp_path / "w.safetensors", {"a": whole[:, 1], "b": whole, "c": whole.T}, {})

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from featherweight.core.errors import InputError, Problem, raise_all
+from featherweight.core.errors import FeatherweightError, InputError, Problem, raise_all
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -97,7 +97,26 @@ def tensor_file(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mappi
     path = Path(path)
     raise_all(unsound(tensors, path.name))
     whole = {key: tensor.detach().to("cpu").contiguous().clone() for key, tensor in tensors.items()}
-    return {path: lambda temporary: save_file(whole, temporary, metadata={"format": "pt"} | dict(metadata))}
+    info = {"format": "pt"} | dict(metadata)
+
+    def write(temporary: str) -> None:
+        save_file(whole, temporary, metadata=info)
+        steady(temporary)
+
+    return {path: write}
+
+
+def steady(path: str) -> None:
+    """Sort the metadata in a safetensors header, which come in random order: equal adapters, equal bytes."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        info = {"__metadata__": dict(sorted(header.pop("__metadata__").items()))}
+        text = json.dumps(info | header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:
+            raise FeatherweightError(f"{path}: the header grew from {size} to {len(text)} bytes")
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def json_file(path: str | Path, form: Mapping[str, Any]) -> Writes:
