@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = "name food area price near good bad cheap river city pub inn thai fast warm cold staff slow tasty dull".split()
+WORDS = ["name", "food", "area", "price", "near", "good", "bad", "cheap", "river", "city", "pub", "inn", "thai", "fast", "warm", "cold", "staff", "slow", "tasty", "dull"]
 
 
 @pytest.fixture(scope="session")
@@ -93,18 +93,35 @@ import json, sys
 import featherweight as fw
 from featherweight.train import Stopped
 folder, output, values = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+method = fw.LoRA(rank=4, dropout=values.pop("dropout", 0.0))
 try:
-    fw.train(folder, f"{folder}/rows.jsonl", fw.CausalLM(), method=fw.LoRA(rank=4, dropout=values.pop("dropout", 0.0)), output=output, **values)
+    fw.train(folder, f"{folder}/rows.jsonl", fw.CausalLM(), method=method, output=output, threads=1, **values)
 except Stopped as stopped:
     sys.exit(stopped.code)
 """
 
 
 @pytest.fixture(scope="session")
+def here(tiny_folder):
+    """here(output, **settings): the run that `launch` launches, in this process."""
+
+    def start(output, **values):
+        import featherweight as fw
+
+        method = fw.LoRA(rank=4, dropout=values.pop("dropout", 0.0))
+        rows = f"{tiny_folder}/rows.jsonl"
+        fw.train(str(tiny_folder), rows, fw.CausalLM(), method=method, output=output, threads=1, **values)
+
+    return start
+
+
+@pytest.fixture(scope="session")
 def launch(tmp_path_factory, tiny_folder):
-    """launch(output, ranks=1, **settings) -> a running subprocess that trains the tiny Llama."""
-    script = tmp_path_factory.mktemp("script") / "run.py"
+    """launch(output, ranks=1, **settings) -> a subprocess that trains the tiny Llama; what it says is in `.told`."""
+    place = tmp_path_factory.mktemp("script")
+    script = place / "run.py"
     script.write_text(SCRIPT)
+    running = []
 
     def start(output, ranks=1, **values):
         head = [sys.executable]
@@ -112,9 +129,18 @@ def launch(tmp_path_factory, tiny_folder):
             head += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src")}
         command = [*head, str(script), str(tiny_folder), str(output), json.dumps(values)]
-        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        told = place / f"{len(running)}.txt"
+        with told.open("w") as file:
+            process = subprocess.Popen(command, env=environment, stderr=file, stdout=subprocess.DEVNULL)
+        process.told = told
+        running.append(process)
+        return process
 
-    return start
+    yield start
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="session")

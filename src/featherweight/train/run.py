@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+import featherweight.interop
+import featherweight.kernels  # noqa: F401  # registered before the first step, or that one alone would run without them
 from featherweight.checkpoint.save import portable, save
 from featherweight.core.count import Trainable, trainable
 from featherweight.core.errors import InputError, Problem
