@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = ["name", "food", "area", "price", "near", "good", "bad", "cheap", "river", "city", "pub", "inn", "thai", "fast", "warm", "cold", "staff", "slow", "tasty", "dull"]
+TEXT = "name food area price near good bad cheap river city pub inn thai fast warm cold staff slow tasty dull"
+WORDS = TEXT.split()
 
 
 @pytest.fixture(scope="session")
@@ -37,8 +38,8 @@ def make():
     import torch
     import transformers as t
 
-    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 23,
-             "max_position_embeddings": 64, "pad_token_id": 0}  # fmt: skip
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "vocab_size": 23, "max_position_embeddings": 64, "pad_token_id": 0}  # fmt: skip
 
     def build(kind, **config):
         with torch.random.fork_rng():
@@ -61,8 +62,9 @@ def lm_rows():
 
 @pytest.fixture(scope="session")
 def class_rows():
-    return [{"text": f"{WORDS[i % 15]} {'good' if i % 2 else 'bad'} {WORDS[(3 * i) % 15]}", "label": "yes" if i % 2 else "no"}
-            for i in range(40)]  # fmt: skip
+    mood = ("bad", "good")
+    texts = [f"{WORDS[i % 15]} {mood[i % 2]} {WORDS[(3 * i) % 15]}" for i in range(40)]
+    return [{"text": text, "label": ("no", "yes")[i % 2]} for i, text in enumerate(texts)]
 
 
 @pytest.fixture(scope="session")

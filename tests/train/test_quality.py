@@ -15,8 +15,9 @@ def test_lora_learns_e2e_nlg_in_sixty_steps(data_dir):
                 for r, _ in zip(csv.DictReader(file), range(most), strict=False)
             ]
 
-    run = fw.train(str(data_dir / "stories260k/hf"), rows("trainset.csv", 240), method=fw.LoRA(rank=8, alpha=16, targets="linear"),
-                   steps=60, lr=1e-2, batch=4, log=5)  # fmt: skip
+    method = fw.LoRA(rank=8, alpha=16, targets="linear")
+    base = str(data_dir / "stories260k/hf")
+    run = fw.train(base, rows("trainset.csv", 240), method=method, steps=60, lr=1e-2, batch=4, log=5)
     losses = [r["loss"] for r in run.history]
     assert losses[0] > 3.3
     assert losses[-1] < 2.0

@@ -34,8 +34,8 @@ def far(a, b):
 @pytest.mark.parametrize(("optimizer", "lr", "most"), [("sgd", 1.0, 1e-6), ("adamw", 1e-2, 1e-4)])
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_accumulation_is_exact(train, lm_rows, class_rows, kind, optimizer, lr, most):
-    """Rows of uneven length, a batch of 7 in 4 micro-batches: the mean over all units, not a mean of means. (AdamW divides
-    by the gradient's own size, so where that is rounding alone the step is: 1 % of one step is allowed.)"""
+    """Rows of uneven length, a batch of 7 in 4 micro-batches: the mean over all units, not a mean of means. (AdamW
+    divides by the gradient's own size, so where that is rounding alone so is its step: 1 % of one is allowed.)"""
     rows = lm_rows if kind == "llama" else class_rows
     (one, a), (_, b) = (train(kind, rows, optimizer=optimizer, lr=lr, accumulate=n) for n in (1, 4))
     assert far(a, b) < most
@@ -144,8 +144,8 @@ def test_a_row_that_gives_nan_is_named_and_nothing_of_it_is_kept(make, tokenizer
     rows = [*clean[:20], {"prompt": "inn area", "completion": "inn"}, *clean[20:]]
     model = poisoned(make("llama"))
     with pytest.raises(NotFinite) as caught:
-        verb.train(model, rows, method=fw.LoRA(rank=4), tokenizer=tokenizer, output=tmp_path, epochs=2, batch=4, lr=1e-2,
-                   seed=1, checkpoint_every=1)  # fmt: skip
+        verb.train(model, rows, method=fw.LoRA(rank=4), tokenizer=tokenizer, output=tmp_path, epochs=2, batch=4,
+                   lr=1e-2, seed=1, checkpoint_every=1)  # fmt: skip
     error = caught.value
     assert len(error.rows) == 1
     assert error.rows[0].endswith(":21")
@@ -179,8 +179,9 @@ def test_a_penalty_counts_once_and_every_hook_is_called(train, lm_rows):
         def after_step(self, adapters, step):
             calls.append(("after_step", step))
 
-    options = {"steps": 2, "optimizer": "sgd", "warmup": 0, "schedule": "constant", "clip": None, "lr": 1.0}
-    (_, plain), (_, a) = train("llama", lm_rows, fw.LoRA(targets="query"), **{**options, "steps": 1}), train("llama", lm_rows, Watched(targets="query"), accumulate=3, **{**options, "steps": 1})  # fmt: skip  # noqa: E501
+    options = {"steps": 1, "optimizer": "sgd", "warmup": 0, "schedule": "constant", "clip": None, "lr": 1.0}
+    _, plain = train("llama", lm_rows, fw.LoRA(targets="query"), **options)
+    _, a = train("llama", lm_rows, Watched(targets="query"), accumulate=3, **options)
     moved = {k: (plain[k] - a[k]) for k in plain if "lora_B" in k}
     assert all(torch.allclose(m, torch.ones_like(m), atol=1e-5) for m in moved.values())  # the penalty's gradient is 1
     assert calls == [("prepare", len(lm_rows)), ("after_step", 1)]

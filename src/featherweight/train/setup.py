@@ -18,6 +18,7 @@ from featherweight.data.load import Data, fitting, load
 from featherweight.data.order import row_weights
 from featherweight.data.rows import examples
 from featherweight.data.types import Encoded, Example
+from featherweight.kernels import fuse, unfuse
 from featherweight.tasks import Task, task_for
 from featherweight.tasks.check import check_length, check_vocabulary, pad_id
 from featherweight.train.evaluation import Dev
@@ -163,18 +164,22 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def conditions(model: nn.Module, settings: Settings) -> Iterator[None]:
-    """Threads, tf32 and gradient checkpointing for the time of the run; the model is left in eval mode."""
+    """Threads, tf32, gradient checkpointing and fused frozen modules for the time of the run; the model is left in eval
+    mode, and class for class what it was."""
     threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(settings.threads or threads)
     torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")
     checkpointing = settings.checkpointing and not getattr(model, "is_gradient_checkpointing", False)
     if checkpointing:
         recompute(model)
+    fused = fuse(model)
     model.train()
     try:
         yield
     finally:
         model.eval()
+        if fused:
+            unfuse(model)
         if checkpointing:
             model.gradient_checkpointing_disable()  # type: ignore[operator]
         torch.set_float32_matmul_precision(matmul)
