@@ -9,14 +9,17 @@ from featherweight.cli.value import described
 USAGE = """\
 Usage: fw train [RUN.TOML] [--KEY VALUE ...]
 
-Fine-tune a model on your data. The file comes first, flags go over it; both spell the same keys, - and _ alike.
+Fine-tune a model on your data. The file comes first, flags go over it; both
+spell the same keys, - and _ alike.
 
   fw train --model MODEL --data rows.csv --output out/first
   fw train run.toml --method.rank 16 --lr 1e-3 --output out/second
   fw train --from out/first --data more.csv --output out/third
 """
 
-METHODS = "Methods have options: --method lora --method.rank 8 --method.targets attention (see `fw methods lora`)."
+METHODS = (
+    "Methods have options: --method lora --method.rank 8 --method.targets attention\n(`fw methods lora` lists them)."
+)
 
 
 def train_help() -> Shown:
