@@ -26,7 +26,7 @@ def lines(folder):
     return path.read_text().count("\n") if path.exists() else 0
 
 
-LONG = {"steps": 150, "batch": 4, "log": 1, "lr": 1e-2, "dropout": 0.1, "checkpoint_every": 1000}
+LONG = {"steps": 100, "batch": 4, "log": 1, "lr": 1e-2, "dropout": 0.1, "checkpoint_every": 1000}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_a_signal_finishes_the_step_saves_and_the_rest_gives_the_same_bits(launc
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143
     step = latest(tmp_path / "checkpoints").step
-    assert 5 <= step < 150
+    assert 5 <= step < 100
     process = launch(tmp_path, resume=True, **LONG)
     until(lambda: lines(tmp_path) > step + 3, process)
     process.send_signal(signal.SIGINT)
