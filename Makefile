@@ -5,17 +5,15 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt
-export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test lint sweep bench docs clean
 
-demo: export OMP_NUM_THREADS =
 demo: .venv/demo.stamp  ## fine-tune a real model on real messages
 	$(BIN)/fw demo
 
 test: .venv/dev.stamp lint  ## lint, types and every test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
 	@echo "size: $$(git ls-files 'src/*.py' | xargs cat | wc -l) lines in $$(git ls-files 'src/*.py' | wc -l) files of src, \
 	$$(git ls-files 'tests/*.py' | xargs cat | wc -l) lines of tests"
 
@@ -25,7 +23,7 @@ lint: .venv/dev.stamp
 	$(BIN)/mypy
 
 sweep: .venv/dev.stamp  ## the full product of methods, architectures and dtypes
-	HF_HUB_OFFLINE=1 FEATHERWEIGHT_TESTS=sweep $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 FEATHERWEIGHT_TESTS=sweep $(BIN)/python -m pytest -n 2
 
 bench: .venv/dev.stamp  ## every claim measured again; writes benchmarks/*.json
 	$(BIN)/python -m benchmarks

@@ -89,9 +89,9 @@ def bert(tmp_path_factory, words):
 
     folder = tmp_path_factory.mktemp("bert")
     torch.manual_seed(7)
-    config = t.BertConfig(vocab_size=23,
-                          hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-                          max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)  # fmt: skip
+    config = t.BertConfig(vocab_size=23, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                          num_attention_heads=2, max_position_embeddings=64, hidden_dropout_prob=0.0,
+                          attention_probs_dropout_prob=0.0)  # fmt: skip
     t.BertModel(config).save_pretrained(folder)
     words.save_pretrained(folder)
     return folder

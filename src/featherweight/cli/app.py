@@ -1,6 +1,7 @@
 """The commands and their one-line descriptions; each module is imported when its command is called."""
 
 from functools import cache
+from typing import Any
 
 from cyclopts import App
 
@@ -19,8 +20,10 @@ COMMANDS = {
 
 ABOUT = "Adapt a frozen transformer by training almost none of it."
 
-EPILOGUE = """\
-Every command takes **--json** (one object on stdout, all else on stderr) and **--debug** (tracebacks).
+COMMON = "Every command takes **--json** (one object on stdout, all else on stderr) and **--debug** (tracebacks)."
+
+EPILOGUE = f"""\
+{COMMON}
 
 **Start here**
 
@@ -39,5 +42,5 @@ def app() -> App:
         flags: dict[str, list[str]] = (
             {"help_flags": []} if name == "train" else {}
         )  # train's flags are the schema's: it shows them itself
-        made.command(f"featherweight.cli.{name}_command:command", name=name, help=about, **flags)
+        made.command(f"featherweight.cli.{name}_command:command", name=name, help=about, help_epilogue=COMMON, **flags)
     return made
