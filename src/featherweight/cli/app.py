@@ -1,7 +1,6 @@
 """The commands and their one-line descriptions; each module is imported when its command is called."""
 
 from functools import cache
-from typing import Any
 
 from cyclopts import App
 
