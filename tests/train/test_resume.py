@@ -29,9 +29,9 @@ class Cut(Exception):
 def train(make, tokenizer, lm_rows, split):
     """train(output, **settings) of LoRA with dropout on a fresh tiny Llama; 40 rows, so an epoch has 5 steps of 8."""
 
-    def start(output, resume=False, rows=lm_rows, method=None, **values):
+    def start(output, resume=False, rows=lm_rows, method=None, model=None, **values):
         method = method or fw.LoRA(rank=4, dropout=0.1, targets="linear")
-        return verb.train(make("llama"), split(rows, 8), output=output, method=method, tokenizer=tokenizer,
+        return verb.train(model or make("llama"), split(rows, 8), output=output, method=method, tokenizer=tokenizer,
                           resume=resume, **{**HARD, **values})  # fmt: skip
 
     return start
@@ -176,6 +176,17 @@ def test_everything_that_changed_is_listed(train, cut, tmp_path, lm_rows):
         assert f"{key}: changed since the run began; expected {then}; got {now}" in told
     assert "data: changed since the run began" in told
     assert len(caught.value.problems) == 4
+
+
+def test_another_base_is_named(train, cut, tmp_path, make):
+    other = make("llama")
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight += 1e-3
+    cut(3)
+    with pytest.raises(Cut):
+        train(tmp_path)
+    with pytest.raises(fw.InputError, match=r"^base: changed since the run began; expected .LlamaForCausalLM"):
+        train(tmp_path, resume=True, model=other)
 
 
 def test_checkpoints_all_damaged_are_an_error(train, cut, tmp_path):

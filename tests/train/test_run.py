@@ -16,7 +16,7 @@ from featherweight.train.evaluation import Dev
 def train(make, tokenizer, split, class_rows):
     def start(output=None, model=None, rows=class_rows, **values):
         given = {"method": fw.LoRA(rank=4), "tokenizer": tokenizer, "epochs": 3, "batch": 8, "lr": 1e-2, **values}
-        return verb.train(model if model is not None else make("bert"), split(rows, 8), output=output, **given)
+        return verb.train(model if model is not None else make("bert"), rows and split(rows, 8), output=output, **given)
 
     return start
 
@@ -121,6 +121,17 @@ def test_a_folder_with_something_in_it_is_refused(train, tmp_path):
         train(tmp_path, resume=True)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(train, tmp_path, monkeypatch):
+    from pathlib import Path
+
+    def refuse(self, data):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(fw.InputError, match=r"cannot be written \(Read-only file system\)"):
+        train(tmp_path / "out", rows=None)
 
 
 def test_a_file_as_output_and_resume_without_output_are_refused(train, tmp_path):

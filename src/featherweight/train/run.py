@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -10,10 +11,12 @@ from torch import nn
 
 import featherweight.interop
 import featherweight.kernels  # noqa: F401  # registered before the first step, or that one alone would run without them
+from featherweight.checkpoint.fingerprint import fingerprint
 from featherweight.checkpoint.save import portable, save
 from featherweight.core.count import Trainable, trainable
 from featherweight.core.errors import InputError, Problem
 from featherweight.core.method import Method
+from featherweight.core.state import state
 from featherweight.tasks import Task
 from featherweight.train import setup, toml
 from featherweight.train.card import card, public
@@ -122,8 +125,14 @@ def identify(model: nn.Module, stuff: setup.Material, feed: Feed, dev: Any, trai
         "rows": len(feed.rows),
         "data": hash_rows(feed.rows),
         "dev": hash_rows(dev.rows) if dev is not None else None,
-        "base": type(model).__name__,
+        "base": base_digest(model, trained),
     }
+
+
+def base_digest(model: nn.Module, trained: Trained) -> str:
+    """Says which frozen weights are under the adapters; what a trained head replaces does not count."""
+    found = fingerprint(model, [key for name in trained for key in state(model, name)])
+    return f"{found.base} {sha256((found.names + found.exact).encode()).hexdigest()[:16]}"
 
 
 def open_loop(model: nn.Module, stepper: Stepper, dev: Any, chosen: Settings, total: int, folder: Path | None,
