@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from featherweight.kernels.noise import drop_level, keep, keep_, keep_mask, keep_probability
+from featherweight.kernels.noise import drop_level, integers, keep, keep_, keep_mask, keep_probability, words
 
 
 @pytest.mark.parametrize("p", [0.0, 0.05, 0.1, 0.5, 0.9])
@@ -65,3 +65,15 @@ def test_keeping_is_exact_and_blind_to_what_is_dropped(dtype):
     assert x.isnan().any()
     assert keep_(x, mask) is x
     assert torch.equal(x, expected)
+
+
+@pytest.mark.parametrize("source", [words, integers])
+def test_both_sources_are_uniform_over_16_bits(source):
+    torch.manual_seed(0)
+    noise = source(262_144, "cpu")
+    assert noise.dtype == torch.int16
+    counts = torch.bincount((noise.int() + 32768) // 4096, minlength=16)
+    assert len(counts) == 16
+    assert ((counts - 16384).abs() < 5 * 16384**0.5).all()
+    assert noise.min() < -32700
+    assert noise.max() > 32700

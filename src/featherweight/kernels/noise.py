@@ -31,13 +31,24 @@ def keep_mask(shape: tuple[int, ...] | torch.Size, p: float, device: torch.devic
     n = 1
     for size in shape:
         n *= size
-    words = (n + 3) // 4
-    if torch.compiler.is_compiling():  # dynamo has no `random_`; the same words, one short of all 2⁶⁴, and slower
-        bits = torch.randint(-(1 << 63), (1 << 63) - 1, (words,), device=device) ^ -(1 << 63)
-    else:
-        bits = torch.empty(words, dtype=torch.int64, device=device).random_(-(1 << 63), None)
-    noise = bits.view(torch.int16)[:n]
+    kind = torch.device(device).type
+    noise = words(n, device) if kind in ("cpu", "cuda") else integers(n, device)
     return noise.ge_(drop_level(p) - LEVELS // 2).neg_().view(shape)
+
+
+def words(n: int, device: torch.device | str) -> Tensor:
+    """n uniform 16-bit integers, four to a word."""
+    count = (n + 3) // 4
+    if torch.compiler.is_compiling():  # dynamo has no `random_`; the same words, one short of all 2⁶⁴, and slower
+        bits = torch.randint(-(1 << 63), (1 << 63) - 1, (count,), device=device) ^ -(1 << 63)
+    else:
+        bits = torch.empty(count, dtype=torch.int64, device=device).random_(-(1 << 63), None)
+    return bits.view(torch.int16)[:n]
+
+
+def integers(n: int, device: torch.device | str) -> Tensor:
+    """n uniform 16-bit integers, one draw each: for devices whose generator has no 64-bit words (MPS)."""
+    return torch.randint(-LEVELS // 2, LEVELS // 2, (n,), dtype=torch.int32, device=device).to(torch.int16)
 
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
