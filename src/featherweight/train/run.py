@@ -17,6 +17,7 @@ from featherweight.core.count import Trainable, trainable
 from featherweight.core.errors import InputError, Problem
 from featherweight.core.method import Method
 from featherweight.core.state import state
+from featherweight.evaluate.setting import tokenizer_of
 from featherweight.tasks import Task
 from featherweight.train import setup, toml
 from featherweight.train.card import card, public
@@ -85,9 +86,7 @@ def go(model: Any, data: Any, task: Task | None, folder: Path | None, method: Me
         raise InputError(Problem("there is nothing to resume without an output folder", "resume", fix="give output"))
     stuff = setup.material(data, task, model, columns, say.say)
     live = setup.base(model, stuff.task, chosen).to(place.device)
-    words = tokenizer if tokenizer is not None else getattr(live, "tokenizer", None)
-    if words is None:
-        raise InputError(Problem("the model brings no tokenizer", "tokenizer", fix="give tokenizer=..."))
+    words = tokenizer_of(live, tokenizer)
     length, pad = setup.limits(live, words, chosen)
     rows = setup.encoded(stuff.task, stuff.train, words, length, stop.check)
     feed = setup.feed(stuff, rows, pad, length, chosen, say.say)
