@@ -7,7 +7,7 @@ import torch
 import featherweight as fw
 from featherweight.core.host import Host, frozen_class
 from featherweight.kernels import fuse, unfuse
-from featherweight.kernels.fuse import FusedType
+from featherweight.kernels.fuse import Fused
 
 IDS = torch.arange(24).view(2, 12)
 
@@ -61,10 +61,10 @@ def test_a_host_stays_a_host_and_fused(llama):
     fuse(model)
     norm = model.model.norm
     assert isinstance(norm, Host)
-    assert isinstance(frozen_class(norm), FusedType)
+    assert issubclass(frozen_class(norm), Fused)
     fw.detach(model)
     assert not isinstance(norm, Host)
-    assert isinstance(type(norm), FusedType)
+    assert issubclass(type(norm), Fused)
     unfuse(model)
     assert type(norm) is type(llama().model.norm)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from featherweight.core import fused
 from featherweight.core.adapter import Adapter
+from featherweight.core.derived import derive
 from featherweight.core.errors import InputError, Problem
 from featherweight.core.switch import Switch
 
@@ -95,23 +96,7 @@ def host_class(cls: Any) -> Any:
         stack = tuple(held[n] for n in self.switch.active if n in held)
         return Base(self, stack)(*args, **kwargs) if stack else cls.forward(self, *args, **kwargs)
 
-    def reduce(self: Any, protocol: Any) -> Any:
-        return rebuild, (cls,), self.__dict__
-
-    members = {
-        "forward": forward,
-        "frozen_class": cls,
-        "__reduce_ex__": reduce,
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
-    }
-    return type(cls.__name__, (Host, cls), members)
-
-
-def rebuild(cls: Any) -> Any:
-    """Unpickle a host: an empty instance of the host class of `cls`."""
-    return object.__new__(host_class(cls))
+    return derive(cls, host_class, Host, forward=forward, frozen_class=cls)
 
 
 def frozen_class(module: nn.Module) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from featherweight.core.derived import derive
 from featherweight.core.errors import InputError, Problem
 from featherweight.core.host import base_modules, frozen_class, hosts, reclass
 
@@ -79,23 +80,6 @@ def pretrained(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @cache
-def saver_class(cls: type[nn.Module]) -> type[nn.Module]:
+def saver_class(cls: Any) -> Any:
     """`cls` with the other `save_pretrained`, under the same name: made once."""
-
-    def reduced(self: Any, protocol: Any) -> Any:
-        return rebuild, (cls,), self.__dict__
-
-    members = {
-        "save_pretrained": save_pretrained,
-        "plain_class": cls,
-        "__reduce_ex__": reduced,
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
-    }
-    return type(cls.__name__, (Saver, cls), members)
-
-
-def rebuild(cls: type[nn.Module]) -> Any:
-    """Unpickle: an empty instance of the saving class of `cls`."""
-    return object.__new__(saver_class(cls))  # type: ignore[arg-type]
+    return derive(cls, saver_class, Saver, save_pretrained=save_pretrained, plain_class=cls)

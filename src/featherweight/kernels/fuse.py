@@ -9,13 +9,13 @@ What a module computes stays: a module is fused only where a probe shows its own
 too.
 """
 
-import copyreg
 from collections.abc import Callable
-from functools import cache, wraps
-from typing import Any, NamedTuple
+from functools import cache, partial, wraps
+from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
+from featherweight.core.derived import derive
 from featherweight.core.host import base_modules, frozen_class, reclass
 from featherweight.kernels import attention, dropout, gated, norm
 
@@ -35,11 +35,10 @@ FUSIONS = {
 }
 
 
-class FusedType(type):
-    """The type of fused classes: it lets pickle rebuild them from what they were made of."""
+class Fused:
+    """Mixin of every fused class; `unfused` is what the module was, and what it becomes again."""
 
-    plain_class: type[nn.Module]
-    fusion: str
+    unfused: ClassVar[type[nn.Module]]
 
 
 def fuse(model: nn.Module) -> dict[str, str]:
@@ -47,11 +46,9 @@ def fuse(model: nn.Module) -> dict[str, str]:
     done = {}
     for path, module in base_modules(model):
         cls = frozen_class(module)
-        name = (
-            None if isinstance(cls, FusedType) else next((n for n, f in FUSIONS.items() if f.fits(module, cls)), None)
-        )
+        name = None if issubclass(cls, Fused) else next((n for n, f in FUSIONS.items() if f.fits(module, cls)), None)
         if name:
-            reclass(module, fused_class(cls, name))
+            reclass(module, fused_class(cls, fusion=name))
             done[path] = name
     return done
 
@@ -60,23 +57,12 @@ def unfuse(model: nn.Module) -> None:
     """Give every fused module its own class back."""
     for _, module in base_modules(model):
         cls = frozen_class(module)
-        if isinstance(cls, FusedType):
-            reclass(module, cls.plain_class)
+        if issubclass(cls, Fused):
+            reclass(module, cls.unfused)
 
 
 @cache
-def fused_class(cls: type[nn.Module], fusion: str) -> type[nn.Module]:
+def fused_class(cls: Any, fusion: str) -> Any:
     """The fused class of a module class: one for each, made once."""
     forward = wraps(cls.forward)(FUSIONS[fusion].forward_of(cls))
-    members = {"forward": forward, "plain_class": cls, "fusion": fusion, "__module__": cls.__module__,
-               "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}  # fmt: skip
-    made: Any = FusedType(cls.__name__, (cls,), members)
-    return made
-
-
-def recipe(cls: FusedType) -> tuple[Callable[..., Any], tuple[type[nn.Module], str]]:
-    """How pickle rebuilds a fused class."""
-    return fused_class, (cls.plain_class, cls.fusion)
-
-
-copyreg.pickle(FusedType, recipe)
+    return derive(cls, partial(fused_class, fusion=fusion), Fused, forward=forward, unfused=cls)
