@@ -1,12 +1,7 @@
 """Bad input, failures, interruptions, terminals that cannot show much: an exit code, words, never a traceback."""
 
-import json
-import os
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
@@ -171,25 +166,3 @@ def test_terminals_that_are_not_utf_8(process, encoding, argv):
 def test_help_as_json(fw):
     assert "predict" in fw("--help", "--json").json["text"]
     assert fw("train", "--help", "--json").json["keys"]["batch"]["default"] == 16
-
-
-def test_sigint_saves_a_step_and_exits_with_130(bert, table, tmp_path):
-    out = tmp_path / "o"
-    argv = [sys.executable, "-m", "featherweight.cli.main", "train", "--model", bert, "--data", table, "--output", out,
-            "--steps", "100000", "--batch", "4", "--log", "1", "--json"]  # fmt: skip
-    run = subprocess.Popen([*map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ})
-    wait_for(out / "metrics.jsonl", run)
-    run.send_signal(signal.SIGINT)
-    printed, said = run.communicate(timeout=60)
-    assert run.returncode == 130, said.decode()
-    assert json.loads(printed)["exit"] == 130
-    assert any((out / "checkpoints").glob("step-*"))
-    assert b"Traceback" not in said
-
-
-def wait_for(file: Path, run: "subprocess.Popen[bytes]") -> None:
-    """Until the run has written its first line."""
-    for _ in range(600):
-        if (file.is_file() and file.stat().st_size) or run.poll() is not None:
-            return
-        time.sleep(0.1)

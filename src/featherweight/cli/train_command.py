@@ -27,18 +27,14 @@ def trained(config: RunConfig) -> Any:
     """The run itself: one call of the API."""
     from featherweight.train.run import train
 
-    model, method, name = config.model, config.method, config.name
-    if config.start is not None:
-        from featherweight.interop import load_model
-
-        model, method = load_model(config.start, base=config.model, train=True, name=name), None
-    elif method is None:
+    method = config.method
+    if method is None and config.start is None:
         from featherweight.methods import LoRA
 
         method = LoRA()
     return train(
-        model, config.data, config.task, output=config.output, method=method, name=name, columns=config.columns,
-        **config.settings,
+        config.model, config.data, config.task, output=config.output, method=method, name=config.name,
+        columns=config.columns, start=config.start, **config.settings,
     )  # fmt: skip
 
 

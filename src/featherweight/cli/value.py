@@ -42,14 +42,14 @@ def fitted(value: Value, kind: Any) -> tuple[Any, Problem | None]:
 
 def candidates(value: Value) -> Iterator[Any]:
     """What a flag's text may mean, most literal last: a TOML value, a comma-separated list, the text itself."""
+    if isinstance(value.raw, str) and value.raw.lower() == "none":  # TOML has no null of its own
+        yield None
     if not value.flag or not isinstance(value.raw, str):
         yield value.raw
         return
     scalar = toml_scalar(value.raw)
     if scalar is not None:
         yield scalar
-    if value.raw.lower() == "none":
-        yield None
     if re.fullmatch(r"[\w.-]+(,[\w.-]+)+", value.raw):
         yield tuple(value.raw.split(","))
     yield value.raw

@@ -12,6 +12,7 @@ from featherweight.data.collate import collate
 from featherweight.data.types import Encoded
 from featherweight.tasks import Task
 from featherweight.tasks.modes import evaluating
+from featherweight.train.advice import one_class
 from featherweight.train.feed import moved
 from featherweight.train.ranks import Ranks
 
@@ -29,8 +30,9 @@ class Dev:
 
     def scores(
         self, model: nn.Module, ranks: Ranks, arithmetic: Callable[[], Any], poll: Callable[[], None]
-    ) -> dict[str, float]:
-        """Loss per unit (nats) over all rows and the task's metrics; each rank computes its share of the batches.
+    ) -> tuple[dict[str, float], str | None]:
+        """Loss per unit (nats) over all rows and the task's metrics, and the label of all predictions where they have
+        but one (`advice.one_class`); each rank computes its share of the batches.
 
         `arithmetic` gives the autocast context; `poll` is called between batches and may raise to end it.
         """
@@ -45,13 +47,11 @@ class Dev:
         summed, count = ranks.total(summed, count)
         if not count:
             raise InputError(Problem("no dev row has a label or trained token", self.rows[0].where))
-        return {"loss": summed / count, **self.metrics(ranks.gather(mine))}
+        made = [p for _, p in sorted(ranks.gather(mine), key=lambda pair: pair[0])]
+        metrics = self.task.score(made, self.references) if made else {}
+        return {"loss": summed / count, **metrics}, one_class(self.task, made, self.references)
 
     def plan(self) -> list[list[int]]:
         """Batches of row numbers, rows of like length together."""
         order = sorted(range(len(self.rows)), key=lambda i: len(self.rows[i].input_ids))
         return [order[i : i + self.batch] for i in range(0, len(order), self.batch)]
-
-    def metrics(self, predicted: Sequence[tuple[int, Any]]) -> dict[str, float]:
-        ordered = sorted(predicted, key=lambda pair: pair[0])
-        return self.task.score([p for _, p in ordered], [self.references[i] for i, _ in ordered]) if ordered else {}

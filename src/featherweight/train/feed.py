@@ -17,7 +17,11 @@ from featherweight.train.ranks import Ranks, split
 
 @dataclass(frozen=True, eq=False)
 class Feed:
-    """The training rows in their order. With packing an item is a bin of several rows, else one row."""
+    """The training rows in their order. With packing an item is a bin of several rows, else one row.
+
+    `weights` has a number per row (`data.order.row_weights`). A bin has one draw for all its rows, so that rows of
+    unlike weight never share one: each source is packed by itself, and a bin weighs what each of its rows does.
+    """
 
     rows: Sequence[Encoded]
     batch: int
@@ -32,12 +36,22 @@ class Feed:
         """Row numbers of each item."""
         if self.packing is None:
             return [[i] for i in range(len(self.rows))]
-        return pack([len(r.input_ids) for r in self.rows], self.packing)
+        return [item for group in self.groups() for item in packed(group, self.rows, self.packing)]
+
+    def groups(self) -> list[list[int]]:
+        """Row numbers that may share a bin: all, or with weights those of equal weight."""
+        if self.weights is None:
+            return [list(range(len(self.rows)))]
+        found: dict[float, list[int]] = {}
+        for i, weight in enumerate(self.weights):
+            found.setdefault(weight, []).append(i)
+        return list(found.values())
 
     @cached_property
     def order(self) -> "Order":
         lengths = [sum(len(self.rows[i].input_ids) for i in item) for item in self.items]
-        return Order(tuple(lengths), self.batch, self.seed, self.buckets, self.weights)
+        weights = None if self.weights is None else [self.weights[item[0]] for item in self.items]
+        return Order(tuple(lengths), self.batch, self.seed, self.buckets, weights)
 
     def steps(self, epochs: float) -> int:
         """Optimizer steps that so many epochs take, at least 1."""
@@ -93,6 +107,12 @@ class Order:
         if len(plan) != self.per_epoch:
             raise FeatherweightError(f"epoch {epoch} has {len(plan)} batches, epoch 0 has {self.per_epoch}")
         return plan[position]
+
+
+def packed(numbers: Sequence[int], rows: Sequence[Encoded], length: int) -> list[list[int]]:
+    """Some rows, by number, in bins of at most `length` tokens."""
+    bins = pack([len(rows[i].input_ids) for i in numbers], length)
+    return [[numbers[i] for i in item] for item in bins]
 
 
 def units(row: Encoded) -> int:

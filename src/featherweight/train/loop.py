@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from featherweight.core.errors import FeatherweightError
 from featherweight.train import snapshot, store
+from featherweight.train.advice import advice
 from featherweight.train.evaluation import Dev
 from featherweight.train.log import Board, Journal, Voice
 from featherweight.train.settings import Settings
@@ -55,6 +56,7 @@ class Loop:
     progress: Progress = field(default_factory=Progress)
     best_weights: dict[str, Tensor] | None = None
     started: float = field(default_factory=perf_counter)
+    label: str | None = None  # of all predictions of the last evaluation
     done_tokens: int = 0  # by this process, in `busy` seconds of steps
     busy: float = 0.0
 
@@ -84,6 +86,14 @@ class Loop:
                 raise self.stopped(signal)
             if evaluates:
                 self.evaluate()
+        self.advise()
+
+    def advise(self) -> None:
+        """Say so where the run, now over, shows signs that it learned nothing."""
+        method = next(iter(self.stepper.trained.values()))[0]
+        rows = len(self.dev.rows) if self.dev is not None else 0
+        if said := advice(self.label, rows, self.journal.history, self.settings.lr or method.lr, method.lr):
+            self.voice.say(said)
 
     def advance(self, done: Done) -> None:
         """Count a step that was made, and tell of it."""
@@ -126,7 +136,7 @@ class Loop:
         """Score the dev rows and note whether they are the best so far."""
         assert self.dev is not None
         p, stepper = self.progress, self.stepper
-        scores = self.dev.scores(self.model, stepper.ranks, stepper.arithmetic, self.poll())
+        scores, label = self.dev.scores(self.model, stepper.ranks, stepper.arithmetic, self.poll())
         if not isfinite(scores["loss"]):
             raise FeatherweightError(
                 f"step {p.step}: the dev loss is {scores['loss']}; the checkpoint before it is kept"
@@ -142,6 +152,7 @@ class Loop:
         self.write(dev=shown, best=better)
         told = "  ".join(f"{k} {v:.4f}" for k, v in shown.items() if v is not None)
         self.voice.say(f"step {p.step}: dev {told}{'  (best so far)' if better else ''}")
+        self.label = label
 
     def poll(self) -> Callable[[], None]:
         """What evaluation asks between batches: one process may end it there, several go on together to its end."""

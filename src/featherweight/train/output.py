@@ -6,7 +6,8 @@ run.toml  metrics.jsonl  loss.png  loss.svg  checkpoints/step-N/               o
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -14,31 +15,36 @@ from typing import Any
 
 from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.data.types import Encoded
+from featherweight.train.lock import LOCK, locked
 from featherweight.train.store import Checkpoint, latest
 
 RUN, METRICS, CHECKPOINTS = "run.toml", "metrics.jsonl", "checkpoints"
 
 
-def claim(folder: Path, resume: bool) -> None:
-    """Check that the folder may be written. Raises InputError where results of another run would be lost."""
+@contextmanager
+def claim(folder: Path, resume: bool) -> Iterator[None]:
+    """The folder, made where it is missing, for this run alone. Raises InputError where results of another run would be
+    lost, where another run is at work, and where nothing can be written."""
     if folder.exists() and not folder.is_dir():
         raise InputError(Problem("the output is a file, not a folder", str(folder), fix="choose another output"))
-    if folder.is_dir() and any(folder.iterdir()):
-        if not resume:
-            raise InputError(Problem("the output folder is not empty", str(folder),
-                                     fix="resume the run that is in it, or choose another output"))  # fmt: skip
-        if not any((folder / name).exists() for name in (RUN, METRICS, CHECKPOINTS)):
-            raise InputError(
-                Problem("the output folder holds no run to resume", str(folder), fix="choose another output")
-            )
+    new = not folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / f".trial-{os.getpid()}"
-        trial.write_bytes(b"")
-        trial.unlink()
-    except OSError as error:
-        raise InputError(Problem(f"the output folder cannot be written ({error.strerror})", str(folder),
-                                 fix="choose another output")) from error  # fmt: skip
+        with locked(folder):
+            settled(folder, resume)
+            yield
+    finally:
+        if new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()  # nothing came of the run: no trace of it
+
+
+def settled(folder: Path, resume: bool) -> None:
+    """Raise InputError for a folder that holds something which is not this run's to go on with."""
+    there = {path.name for path in folder.iterdir()} - {LOCK}
+    if there and not resume:
+        raise InputError(Problem("the output folder is not empty", str(folder),
+                                 fix="resume the run that is in it, or choose another output"))  # fmt: skip
+    if there and not there & {RUN, METRICS, CHECKPOINTS}:
+        raise InputError(Problem("the output folder holds no run to resume", str(folder), fix="choose another output"))
 
 
 def resumable(folder: Path, identity: Mapping[str, Any]) -> Checkpoint | None:

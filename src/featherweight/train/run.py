@@ -1,6 +1,7 @@
 """`fw.train`: the verb."""
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +22,7 @@ from featherweight.evaluate.setting import tokenizer_of
 from featherweight.tasks import Task
 from featherweight.train import setup, toml
 from featherweight.train.card import card, public
+from featherweight.train.document import Form, document, origin, resolved
 from featherweight.train.feed import Feed
 from featherweight.train.log import Board, Journal, Voice, voice
 from featherweight.train.loop import Loop
@@ -50,7 +52,7 @@ class Run:
 
 def train(model: Any, data: Any, task: Task | None = None, *, output: str | os.PathLike[str] | None = None,
           method: Method | None = None, name: str = "default", tokenizer: Any = None, columns: Any = None,
-          **values: Any) -> Run:  # fmt: skip
+          start: str | os.PathLike[str] | None = None, **values: Any) -> Run:  # fmt: skip
     """Train the active, marked adapters of `model` on `data`; the base stays as it is.
 
     model: a live model, or a path or hub name to load for the task (then `method` says what to attach).
@@ -58,6 +60,7 @@ def train(model: Any, data: Any, task: Task | None = None, *, output: str | os.P
     task: what a batch means; by default the model's own, else what the data's shape asks for.
     output: folder of the adapter, the model card, run.toml, metrics and checkpoints; None writes nothing.
     method, name: what to attach before training, and under which name; None trains what is active and marked.
+    start: folder of an adapter to go on training, on `model` or (None) on the base that it names.
     values: every field of `Settings`.
 
     A dev split is evaluated. The model is left in eval mode with the best evaluated weights (the last ones without dev
@@ -68,28 +71,30 @@ def train(model: Any, data: Any, task: Task | None = None, *, output: str | os.P
     place = ranks(chosen.device)
     setup.check_precision(chosen.precision, place.device)
     folder = None if output is None else Path(output)
-    if folder is not None and place.main:
-        claim(folder, chosen.resume)
-    place.wait()
-    say = voice(place.main)
-    try:
-        with Stop() as stop, own_generators(place.device):
-            return go(model, data, task, folder, method, name, tokenizer, columns, chosen, place, say, stop)
-    finally:
-        say.close()
+    if chosen.resume and folder is None:
+        raise InputError(Problem("there is nothing to resume without an output folder", "resume", fix="give output"))
+    given = origin(model, data, folder, name, columns, start)
+    with ExitStack() as stack:
+        if folder is not None and place.main:
+            stack.enter_context(claim(folder, chosen.resume))
+        place.wait()
+        say = voice(place.main)
+        stack.callback(say.close)
+        stop = stack.enter_context(Stop())
+        stack.enter_context(own_generators(place.device))
+        model = setup.begun(model, start, method, name)
+        return go(model, data, task, folder, method, name, tokenizer, columns, given, chosen, place, say, stop)
 
 
 def go(model: Any, data: Any, task: Task | None, folder: Path | None, method: Method | None, name: str, tokenizer: Any,
-       columns: Any, chosen: Settings, place: Ranks, say: Voice, stop: Stop) -> Run:  # fmt: skip
+       columns: Any, given: Form, chosen: Settings, place: Ranks, say: Voice, stop: Stop) -> Run:  # fmt: skip
     """Set up, train, and leave everything in its place."""
-    if chosen.resume and folder is None:
-        raise InputError(Problem("there is nothing to resume without an output folder", "resume", fix="give output"))
     stuff = setup.material(data, task, model, columns, say.say)
     live = setup.base(model, stuff.task, chosen).to(place.device)
     words = tokenizer_of(live, tokenizer)
     length, pad = setup.limits(live, words, chosen)
     rows = setup.encoded(stuff.task, stuff.train, words, length, stop.check)
-    feed = setup.feed(stuff, rows, pad, length, chosen, say.say)
+    feed = setup.feed(stuff, rows, pad, length, chosen, live, say.say)
     dev = setup.dev_rows(stuff, words, pad, length, chosen, stop.check)
     trained = setup.adapted(live, method, name, chosen.seed)
     live.task, live.tokenizer = stuff.task, words
@@ -97,10 +102,10 @@ def go(model: Any, data: Any, task: Task | None, folder: Path | None, method: Me
     total = chosen.steps or feed.steps(chosen.epochs or 3)
     with setup.conditions(live, chosen):
         stepper = Stepper(live, stuff.task, feed, trained, chosen, place, total)
-        identity = identify(live, stuff, feed, dev, trained, chosen, total)
+        filled = resolved(chosen, trained, length)
+        identity = identify(live, stuff, feed, dev, trained, filled, total)
         loop = open_loop(live, stepper, dev, chosen, total, folder, identity, say, stop)
-        form = document(live if not isinstance(model, str | os.PathLike) else os.fspath(model), stuff, folder, identity,
-                        resolved(chosen, trained, length))  # fmt: skip
+        form = document(live, given, filled, identity)
         if folder is not None and place.main:
             write_text(folder / RUN, toml.dumps(form))
         loop.run()
@@ -113,11 +118,11 @@ def go(model: Any, data: Any, task: Task | None, folder: Path | None, method: Me
     return run
 
 
-def identify(model: nn.Module, stuff: setup.Material, feed: Feed, dev: Any, trained: Trained, chosen: Settings,
+def identify(model: nn.Module, stuff: setup.Material, feed: Feed, dev: Any, trained: Trained, filled: Form,
              total: int) -> dict[str, Any]:  # fmt: skip
-    """What must be equal for a run to be resumed."""
+    """What must be equal for a run to be resumed; a default and the same value spelt out are equal."""
     return {
-        "settings": chosen.model_dump(exclude=set(FREE)),
+        "settings": {k: v for k, v in filled.items() if k not in FREE},
         "steps": total,
         "task": stuff.task.to_dict(),
         "method": {name: portable(method, model).to_dict() for name, (method, _) in trained.items()},
@@ -151,24 +156,6 @@ def open_loop(model: nn.Module, stepper: Stepper, dev: Any, chosen: Settings, to
     if found:
         loop.restore(found)
     return loop
-
-
-def document(model: Any, stuff: setup.Material, folder: Path | None, identity: dict[str, Any],
-             filled: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
-    """run.toml: everything by the name that it has as a keyword and as a flag."""
-    name, method = next(iter(identity["method"].items()))
-    origin = model if isinstance(model, str) else setup.base_name(model)
-    head = {"model": origin, "data": stuff.name, "output": None if folder is None else str(folder), "name": name}
-    return {**head, **filled, "task": identity["task"], "method": method}
-
-
-def resolved(chosen: Settings, trained: Trained, length: int | None) -> dict[str, Any]:
-    """The settings with every default made explicit, as run.toml has them."""
-    method = next(iter(trained.values()))[0]
-    filled = chosen.model_dump(exclude={"resume"})
-    if chosen.steps is None:
-        filled["epochs"] = float(chosen.epochs or 3)
-    return {**filled, "lr": chosen.lr or method.lr, "length": length}
 
 
 def summary(loop: Loop, folder: Path | None) -> Run:

@@ -17,7 +17,7 @@ class Settings(BaseModel):
     steps: int | None = Field(None, ge=1, description="Optimizer steps, instead of epochs.")
     lr: float | None = Field(None, gt=0, description="Peak learning rate (default: the method's own).")
     batch: int = Field(16, ge=1, description="Rows per optimizer step, over all ranks and micro-batches.")
-    length: int | None = Field(None, ge=2, description="Most tokens per row; longer rows are cut (default: what the model takes, at most 512).")  # fmt: skip  # noqa: E501
+    length: int | None = Field(None, ge=2, description="Most tokens per row; longer rows are cut (default: what the model takes).")  # fmt: skip  # noqa: E501
     seed: int = Field(0, ge=0, description="Order of the data and all noise derive from it.")
     accumulate: int = Field(1, ge=1, description="Micro-batches that each rank splits its share of a batch into.")
     clip: float | None = Field(1.0, gt=0, description="Largest norm of the whole gradient; none turns clipping off.")

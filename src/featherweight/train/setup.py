@@ -16,6 +16,7 @@ from featherweight.core.method import Method
 from featherweight.core.switch import switch_of
 from featherweight.data.load import Data, fitting, load
 from featherweight.data.order import row_weights
+from featherweight.data.packing import packable
 from featherweight.data.rows import examples
 from featherweight.data.types import Encoded, Example
 from featherweight.kernels import fuse, unfuse
@@ -57,6 +58,23 @@ def material(data: Any, task: Task | None, model: Any, columns: Any, say: Say) -
     raise_all([*fitted.check(train), *fitted.check(dev)])
     name = os.fspath(data) if isinstance(data, str | os.PathLike) else "rows in memory"
     return Material(fitted, train, dev, loaded.weights, name)
+
+
+def begun(model: Any, start: str | os.PathLike[str] | None, method: Method | None, name: str) -> Any:
+    """The model with the adapter that is gone on with, where there is one. Raises InputError for a live model or a
+    second method with it."""
+    if start is None:
+        return model
+    if method is not None:
+        raise InputError(
+            Problem("an adapter that is gone on with keeps its method", "method", fix="leave out start or method")
+        )
+    if model is not None and not isinstance(model, str | os.PathLike):
+        raise InputError(Problem("a live model has its adapters already", "start", "a path of the base, or None",
+                                 type(model).__name__, "load it with load_model(folder, train=True)"))  # fmt: skip
+    from featherweight.interop import load_model
+
+    return load_model(start, base=model, train=True, name=name)
 
 
 def base(model: Any, task: Task, settings: Settings) -> Any:
@@ -103,7 +121,8 @@ def encoded(
     return out
 
 
-def feed(stuff: Material, rows: list[Encoded], pad: int, length: int | None, settings: Settings, say: Say) -> Feed:
+def feed(stuff: Material, rows: list[Encoded], pad: int, length: int | None, settings: Settings, model: nn.Module,
+         say: Say) -> Feed:  # fmt: skip
     """The training rows in their order. Rows that train nothing are left out and told of; it takes one at least."""
     bare = [row.where for row in rows if row.labels is None]
     raise_all([Problem("no label to train on", w, fix="label the row or leave it out") for w in bare])
@@ -117,19 +136,18 @@ def feed(stuff: Material, rows: list[Encoded], pad: int, length: int | None, set
     if cut := sum(row.truncated > 0 for row in kept):
         say(f"{cut} of {len(kept)} rows are longer than {length} tokens and are cut")
     weights = None if stuff.weights is None else row_weights([row.source for row in kept], stuff.weights)
-    return Feed(
-        kept, settings.batch, settings.seed, pad, settings.buckets, packing(stuff.task, kept, length, settings), weights
-    )
+    bins = packing(stuff.task, kept, length, model) if settings.packing else None
+    return Feed(kept, settings.batch, settings.seed, pad, settings.buckets, bins, weights)
 
 
-def packing(task: Task, rows: Sequence[Encoded], length: int | None, settings: Settings) -> int | None:
-    """Tokens per bin, None without packing. Raises InputError for a task that cannot be packed."""
-    if not settings.packing:
-        return None
+def packing(task: Task, rows: Sequence[Encoded], length: int | None, model: nn.Module) -> int:
+    """Tokens per bin. Raises InputError for a task, or a model, that cannot be packed."""
     if task.auto != "AutoModelForCausalLM":
         raise InputError(
             Problem("packing is for causal language models", "packing", got=repr(task), fix="leave it out")
         )
+    if why := packable(model):
+        raise InputError(Problem("the model cannot be trained on packed rows", "packing", got=why, fix="leave it out"))
     longest = max(len(row.input_ids) for row in rows)
     return max(longest, min(length or 1024, 1024))
 

@@ -1,0 +1,43 @@
+"""Rows to items: bins of a mixture keep the shares that were asked for."""
+
+from collections import Counter
+
+import pytest
+
+from featherweight.data.order import row_weights
+from featherweight.data.types import Encoded
+from featherweight.train.feed import Feed
+
+
+def rows():
+    """30 short rows of source 0, 60 longer ones of source 1."""
+    return [Encoded(f"f:{i}", [7] * (4 if i < 30 else 9 + i % 3), [7] * 4, source=int(i >= 30)) for i in range(90)]
+
+
+def feed(weights=(0.25, 0.75), **more):
+    given = rows()
+    shares = None if weights is None else row_weights([row.source for row in given], weights)
+    return Feed(given, batch=2, seed=1, pad=0, packing=32, weights=shares, **more)
+
+
+def test_bins_hold_every_row_once_and_no_more_than_their_length():
+    for packed in (feed(), feed(None)):
+        assert sorted(i for item in packed.items for i in item) == list(range(90))
+        assert all(sum(len(packed.rows[i].input_ids) for i in item) <= 32 for item in packed.items)
+
+
+def test_weighted_bins_hold_rows_of_one_source():
+    packed = feed()
+    assert all(len({packed.rows[i].source for i in item}) == 1 for item in packed.items)
+    mixed = feed(None)
+    assert any(len({mixed.rows[i].source for i in item}) == 2 for item in mixed.items)
+
+
+@pytest.mark.parametrize("weights", [(0.25, 0.75), (3, 1), (1, 1)])
+def test_rows_of_packed_mixtures_have_their_shares(weights):
+    packed, seen = feed(weights), Counter()
+    for epoch in range(40):
+        for batch in packed.order.epoch(epoch):
+            seen.update(packed.rows[i].source for item in batch for i in packed.items[item])
+    share = seen[0] / seen.total()
+    assert share == pytest.approx(weights[0] / sum(weights), abs=0.02)
