@@ -44,64 +44,10 @@ def test_two_wrong_flags_are_said_together(fw):
     assert "did you mean '--data'?" in said
 
 
-def test_targets_that_match_nothing_list_what_is_there(fw, bert, table, tmp_path):
-    argv = ["train", "--model", bert, "--data", table, "--output", tmp_path / "o", "--method.targets", "qurey"]
-    assert "query" in bad(fw, *argv, says="qurey")
-
-
-FILES = {
-    "empty": (b"", "empty"),
-    "ragged": (b"text,label\ngood,yes\nbad,no,more\n", "bad.csv:3"),
-    "no label": (b"text,label\ngood,yes\nbad,\nnice,no\n", "bad.csv:3:label"),
-}
-
-
-@pytest.mark.parametrize("kind", FILES)
-def test_bad_tables_name_the_row(fw, bert, tmp_path, kind):
-    content, says = FILES[kind]
-    (tmp_path / "bad.csv").write_bytes(content)
-    bad(fw, "train", "--model", bert, "--data", tmp_path / "bad.csv", "--output", tmp_path / "o", says=says)
-
-
-def test_truncated_lines_name_the_line(fw, bert, tmp_path):
-    (tmp_path / "bad.jsonl").write_text('{"text": "good", "label": "yes"}\n{"text": "bad", "la')
-    bad(fw, "train", "--model", bert, "--data", tmp_path / "bad.jsonl", "--output", tmp_path / "o", says="bad.jsonl:2")
-
-
-@pytest.mark.parametrize("prefix", [b"\xef\xbb\xbf", b""])
-def test_bom_crlf_and_latin_1_are_read(fw, bert, tmp_path, prefix):
-    rows = "text,label\r\ncaf\xe9 good,yes\r\nbad,no\r\n".encode("utf-8" if prefix else "latin-1")
-    (tmp_path / "d.csv").write_bytes(prefix + rows)
-    done = fw(
-        "train", "--model", bert, "--data", tmp_path / "d.csv", "--steps", 1, "--output", tmp_path / "o", "--json"
-    )
-    assert done.code == 0, done.err
-
-
-def test_a_label_unseen_in_training_is_named(fw, adapter, tmp_path):
-    (tmp_path / "new.csv").write_text("text,label\ngood,perhaps\nbad,no\n")
-    bad(fw, "eval", "--adapter", adapter, "--data", tmp_path / "new.csv", says="perhaps")
-
-
 def test_an_output_folder_in_use_is_refused(fw, adapter, bert, table):
     before = (adapter / "adapter_model.safetensors").read_bytes()
     bad(fw, "train", "--model", bert, "--data", table, "--output", adapter, says="not empty; resume")
     assert (adapter / "adapter_model.safetensors").read_bytes() == before
-
-
-def test_a_damaged_adapter_is_named(fw, adapter, table, tmp_path):
-    for file in adapter.iterdir():
-        if file.is_file():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    tensors = tmp_path / "adapter_model.safetensors"
-    tensors.write_bytes(tensors.read_bytes()[:200])
-    bad(fw, "eval", "--adapter", tmp_path, "--data", table, says="adapter_model.safetensors")
-
-
-def test_rank_beyond_the_matrix_and_fp16_on_a_cpu(fw, bert, table, tmp_path):
-    start = ["train", "--model", bert, "--data", table, "--output", tmp_path / "o"]
-    bad(fw, *start, "--method.rank", 999, says="rank")
-    bad(fw, *start, "--precision", "fp16", "--device", "cpu", says="fp16")
 
 
 def test_predict_refuses_a_format_it_cannot_write(fw, adapter, table, tmp_path):

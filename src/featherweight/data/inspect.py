@@ -58,7 +58,8 @@ def inspect(
     held = [e for name in made if name != "train" for e in made[name]]
     exact, near, leaks = doubles(train[:MOST], held[:MOST], threshold)
     searched = [f"doubles were searched among the first {MOST:,} rows"] if max(len(train), len(held)) > MOST else []
-    seen = tokens(train, tokenizer, task, length, samples) if tokenizer is not None and task is not None else {}
+    bare = {"samples": [unread(example) for example in train[:samples]]}
+    seen = tokens(train, tokenizer, task, length, samples) if tokenizer is not None and task is not None else bare
     return Report(
         shape=data.shape.name, columns=dict(data.shape.columns), rows={name: len(rows) for name, rows in made.items()},
         labels=label_counts(train), exact=exact, near=near, leaks=leaks, notes=[*data.notes, *searched], **seen,
@@ -111,6 +112,15 @@ def sample(example: Example, item: Encoded, tokenizer: Any) -> Sample:
             runs.append(([], target != UNTRAINED))
         runs[-1][0].append(token)
     return Sample(item.where, [(tokenizer.decode(ids), trained) for ids, trained in runs], label)
+
+
+def unread(example: Example) -> Sample:
+    """A row as it stands, before any tokenizer: what would be trained on is marked."""
+    turns = example.turns if example.label is None else ()
+    pieces = [(turn.text, turn.trained) for turn in turns]
+    pieces += [(f"{m.get('role')}: {m.get('content') or ''}\n", m.get("role") == "assistant") for m in example.messages]
+    texts = [(text, False) for text in (example.text, example.pair and f"\n{example.pair}") if text]
+    return Sample(example.where, pieces or texts, example.label)
 
 
 def content(example: Example) -> str:

@@ -12,7 +12,11 @@ from featherweight.data.rows import examples
 from featherweight.data.shape import Shape, shape_of
 from featherweight.data.types import Row, Rows
 
-SPLITS = {"train": ("train", "training"), "valid": ("valid", "validation", "val", "dev", "eval"), "test": ("test",)}
+SPLITS = {
+    "train": ("train", "training", "trainset"),
+    "valid": ("valid", "validation", "val", "dev", "eval", "devset", "validset"),
+    "test": ("test", "testset"),
+}
 WEIGHTED = re.compile(r"^(?P<path>.+):(?P<weight>\d+(\.\d+)?([eE][-+]?\d+)?)$")
 
 
@@ -41,9 +45,16 @@ def load(source: Any, columns: Columns = None) -> Data:
     for rows in splits.values():
         collect(problems, examples, rows, fitting(rows, shape))
     raise_all(problems)
-    notes = tuple(n for rows in splits.values() for n in rows.notes)
+    notes = (*(n for rows in splits.values() for n in rows.notes), *unused(train, shape))
     held = {name: rows for name, rows in splits.items() if name in SPLITS}
     return Data(**{"train": Rows(), **held}, shape=shape, weights=weights, notes=notes)
+
+
+def unused(rows: Sequence[Row], shape: Shape) -> list[str]:
+    """A note on the columns that no role was found for: an abstract beside its title should not vanish unseen."""
+    seen = dict.fromkeys(key for row in rows for key in row.fields)
+    left = [str(column) for column in seen if column not in shape.columns.values()]
+    return [f"columns that are not used: {listed(left)} (--columns maps others)"] if left else []
 
 
 def fitting(rows: Sequence[Row], shape: Shape) -> Shape:
@@ -117,7 +128,7 @@ def mixture(parts: Sequence[Any], weights: Sequence[Any], columns: Columns) -> R
 def folder(path: Path, columns: Columns) -> dict[str, Rows]:
     """The split files of a folder: train.csv, dev.jsonl … Raises InputError where train is missing or doubled."""
     files = sorted(p for p in path.iterdir() if p.suffix.lower() in KINDS)
-    found = {name: [p for p in files if p.stem.lower() in stems] for name, stems in SPLITS.items()}
+    found = {name: split_files(files, stems) for name, stems in SPLITS.items()}
     if not found["train"]:
         got = listed([p.name for p in sorted(path.iterdir())])
         raise InputError(Problem("no training file in the folder", str(path), f"train with one of {listed(KINDS)}", got,
@@ -128,6 +139,13 @@ def folder(path: Path, columns: Columns) -> dict[str, Rows]:
     rows = {name: collect(problems, read, ps[0], columns) for name, ps in found.items() if ps}
     raise_all(problems)
     return rows
+
+
+def split_files(files: Sequence[Path], stems: Sequence[str]) -> list[Path]:
+    """The files of that very name (train.csv), else those that have it as a part (dialogsum.train.jsonl,
+    train-00000-of-00001.parquet)."""
+    whole = [p for p in files if p.stem.lower() in stems]
+    return whole or [p for p in files if set(re.split(r"[._-]+", p.stem.lower())) & set(stems)]
 
 
 def hub(name: str) -> dict[str, Rows]:

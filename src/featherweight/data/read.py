@@ -1,9 +1,11 @@
 """`read`: one file to rows that know their line. csv, tsv, jsonl, json, parquet, txt; or dicts already in memory.
 
 txt: one row per paragraph where blank lines separate paragraphs, else one row per line; lines that all hold the same
-number of tabs are read as tsv. parquet has no lines: `where` counts records from 1. Decisions are kept as `rows.notes`.
+number of tabs are read as tsv, and lines that all start with a class number or a `__label__` as label and text.
+parquet has no lines: `where` counts records from 1. Decisions are kept as `rows.notes`.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,6 +19,7 @@ from featherweight.data.text import read_text
 from featherweight.data.types import Row, Rows
 
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
+LED = re.compile(r"(?:__label__)?(?P<label>(?<=__label__)\S+|\d+)\s+(?P<text>\S.*)")
 Columns = Mapping[str, str] | str | None
 
 
@@ -49,7 +52,7 @@ def check(path: Path) -> None:
         raise InputError(missing(path))
     if path.suffix.lower() not in KINDS:
         raise InputError(Problem("unknown kind of file", str(path), f"a name ending in {listed(KINDS)}",
-                                 repr(path.suffix), "rename the file to say what it holds"))  # fmt: skip
+                                 repr(path.suffix), f"rename or link it: {path.name}.txt for lines"))  # fmt: skip
 
 
 def missing(path: Path) -> Problem:
@@ -91,11 +94,27 @@ def tabular(text: str) -> bool:
 
 def read_txt(path: Path, text: str) -> Rows:
     lines = [line.rstrip("\r") for line in text.rstrip().split("\n")]
+    if led := led_by_labels(path, lines):
+        return led
     starts = [i for i, line in enumerate(lines) if line.strip() and (i == 0 or not lines[i - 1].strip())]
     if len(starts) <= 1:
         return Rows(Row({"text": line}, f"{path}:{i}") for i, line in enumerate(lines, 1) if line.strip())
     rows = (Row({"text": block(lines[a:b])}, f"{path}:{a + 1}") for a, b in spans(starts, len(lines)))
     return Rows(rows, (f"{path}: one row per paragraph, as blank lines separate them",))
+
+
+def led_by_labels(path: Path, lines: Sequence[str]) -> Rows | None:
+    """`3 how far is it` or `__label__spam buy now` on every line: label and text, where there are few labels for the
+    lines (numbered lines have as many numbers as lines)."""
+    found = [(i, LED.fullmatch(line)) for i, line in enumerate(lines, 1) if line.strip()]
+    if not all(match for _, match in found):
+        return None
+    pairs = [(i, match["label"], match["text"]) for i, match in found if match]
+    labels = {label for _, label, _ in pairs}
+    if not 2 <= len(labels) <= len(pairs) // 2:
+        return None
+    note = f"{path}: every line starts with one of {len(labels)} labels: read as label and text"
+    return Rows((Row({"label": label, "text": text}, f"{path}:{i}") for i, label, text in pairs), (note,))
 
 
 def block(lines: Sequence[str]) -> str:

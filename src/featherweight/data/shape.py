@@ -18,9 +18,11 @@ from typing import Any
 
 from featherweight.core.errors import InputError, Problem, did_you_mean, listed, raise_all
 from featherweight.data import names
+from featherweight.data.jsons import short
 from featherweight.data.types import Row
 
-FIX = "map them: --columns text=…,label=… (roles: " + ", ".join(names.ROLES) + ")"
+ROLES = ", ".join(names.ROLES)
+FIX = f"map them: --columns text=…,label=… (roles: {ROLES})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +62,28 @@ def shape_of(rows: Sequence[Row], columns: Mapping[str, str] | str | None = None
         found = found or [{"text": seen[0]}]
     found = [f for f in found if set(chosen) <= set(f)]
     if len(found) != 1:
-        raise InputError(undecided(where, seen, found))
+        raise InputError(undecided(where, rows, seen, found))
     return settle(rows, found[0])
 
 
-def undecided(where: str, seen: list[str], found: list[dict[str, str]]) -> Problem:
+def undecided(where: str, rows: Sequence[Row], seen: list[str], found: list[dict[str, str]]) -> Problem:
+    """With the first row, and a mapping of these very columns to start from."""
     shown = "; or ".join(", ".join(f"{role}={column}" for role, column in f.items()) for f in found)
     what = "the columns can be read in more than one way" if found else "the columns say nothing we know"
-    return Problem(what, where, "one meaning", f"columns {listed(seen)}" + (f" ({shown})" if shown else ""), FIX)
+    first = listed([f"{c}={short(rows[0].fields.get(c), 30)}" for c in seen])
+    got = f"columns {listed(seen)}" + (f" ({shown})" if shown else f" (first row: {first})")
+    return Problem(what, where, "one meaning", got, f"map them: --columns {suggestion(rows, seen)} (roles: {ROLES})")
+
+
+def suggestion(rows: Sequence[Row], seen: Sequence[str]) -> str:
+    """The column of the longest texts as text, that of the fewest values (two at least) as label."""
+    values = {c: [str(row.fields.get(c, "")) for row in rows[:1000]] for c in seen}
+    ranked = sorted(seen, key=lambda c: -sum(map(len, values[c])))
+    labels = [c for c in ranked[1:] if 1 < len(set(values[c])) <= max(2, len(values[c]) // 2)]
+    if not labels:
+        return "text=…,label=…"
+    mapped = f"text={ranked[0]},label={min(labels, key=lambda c: len(set(values[c])))}"
+    return f'"{mapped}"' if " " in mapped else mapped
 
 
 def by_name(seen: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str]:

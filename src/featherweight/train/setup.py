@@ -49,6 +49,8 @@ def material(data: Any, task: Task | None, model: Any, columns: Any, say: Say) -
     loaded = data if isinstance(data, Data) else load(data, columns)
     for note in loaded.notes:
         say(note)
+    if loaded.train and not loaded.shape.labelled and loaded.shape.name in ("completion", "instruction"):
+        raise InputError(unanswered(loaded))
     train = examples(loaded.train, loaded.shape)
     dev = examples(loaded.valid, fitting(loaded.valid, loaded.shape))
     if not train:
@@ -58,6 +60,15 @@ def material(data: Any, task: Task | None, model: Any, columns: Any, say: Say) -
     raise_all([*fitted.check(train), *fitted.check(dev)])
     name = os.fspath(data) if isinstance(data, str | os.PathLike) else "rows in memory"
     return Material(fitted, train, dev, loaded.weights, name)
+
+
+def unanswered(data: Data) -> Problem:
+    """Prompts alone train nothing: say where the answers were looked for."""
+    role = {"completion": "completion", "instruction": "output"}[data.shape.name]
+    seen = listed([str(c) for c in dict.fromkeys(key for row in data.train for key in row.fields)])
+    where = data.train[0].where.rsplit(":", 1)[0]
+    fix = f"name it: --columns {role}=…; answers inside of other fields need a file of their own"
+    return Problem("the rows have no answers to train on", where, f"a column {role!r}", f"columns {seen}", fix)
 
 
 def begun(model: Any, start: str | os.PathLike[str] | None, method: Method | None, name: str) -> Any:
