@@ -13,6 +13,7 @@ from torch import nn
 
 from featherweight.core.anatomy import anatomy
 from featherweight.core.errors import InputError, Problem, listed, raise_all
+from featherweight.interop.pooling import set_pool
 
 DTYPES = {
     "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
@@ -35,6 +36,7 @@ def load_base(
 
     Sets `model.tokenizer` (from `path` unless given), `model.task`, and `model.new_tensors`: the names of tensors
     that the checkpoint lacks (a new head, a pooler), drawn from `seed`, so that the same call gives the same base.
+    The head reads what the task's `pool` says, or the folder's config.
     `options` go to `from_pretrained`. Raises InputError for a missing folder, a missing or damaged file, and a
     checkpoint whose trunk is not the model's.
     """
@@ -50,6 +52,7 @@ def load_base(
         torch.manual_seed(seed)
         model, info = auto.from_pretrained(os.fspath(path), output_loading_info=True, **given)
     check_keys(model, info, path)
+    set_pool(model, getattr(task, "pool", "own"))
     model.new_tensors, model.new_seed = sorted(info["missing_keys"]), seed
     model.task = task
     model.tokenizer = load_tokenizer(path) if tokenizer is None else tokenizer

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from featherweight.core.errors import Problem, raise_all
+from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.tasks import metrics
 from featherweight.tasks.heads import Headed
 from featherweight.tasks.labels import label_name, ordered, unseen
+from featherweight.tasks.modes import inner
 from featherweight.tasks.task import Task
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from featherweight.data.types import Encoded, Example
 
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
 class Classification(Headed, Task):
     """`labels` in the order of the model's outputs, learned from the training rows when empty; `pair` says that rows
     have two texts. A prediction is the probability of each label, in order. With two labels, `f1` is that of the
-    second (1 of 0 and 1, yes of no and yes)."""
+    second (1 of 0 and 1, yes of no and yes).
+
+    `pool` is what the head reads: "own", what the model's class made it for, or "mean", the mean of the tokens' last
+    states, for sentence encoders trained that way. Saved with the adapter; other libraries that load it do not know."""
 
     labels: tuple[str, ...] = ()
     pair: bool = False
+    pool: str = "own"
 
     shapes: ClassVar[tuple[str, ...]] = ("classification", "pair")
     best: ClassVar[tuple[str, bool]] = ("accuracy", True)
@@ -64,6 +69,15 @@ class Classification(Headed, Task):
 
     def target(self, example: Example) -> Any:
         return None if example.label is None else self.labels.index(label_name(example.label))
+
+    def logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        from featherweight.interop.pooling import pool_of
+
+        has = pool_of(inner(model))
+        if self.pool not in ("own", has):
+            fix = "load it for this task: fw.load_base(path, task)"
+            raise InputError(Problem("the model's head reads something else", "task.pool", self.pool, has, fix))
+        return super().logits(model, batch)
 
     def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         from torch.nn.functional import cross_entropy
