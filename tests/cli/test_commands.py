@@ -99,6 +99,8 @@ def test_data_shows_what_is_trained(fw, llama, tmp_path):
     assert shown.code == 0, shown.err
     assert "⟦" in shown.out
     assert fw("data", tmp_path / "d.jsonl", "--json").json["rows"] == {"train": 1}
+    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "good", "completion": "food " * 99}))
+    assert "cut: 1 rows lose 37 tokens" in fw("data", tmp_path / "long.jsonl", "--model", llama).out
 
 
 def test_methods_come_from_the_classes(fw):

@@ -88,3 +88,41 @@ def test_pad_falls_back(roberta, t5):
     known.pad_token_id = 7
     assert pad_id(roberta, known) == 7
     assert roberta.config.pad_token_id == 1
+
+
+def test_a_model_that_sees_what_it_is_to_predict_is_refused():
+    import torch
+    import transformers as t
+
+    from featherweight.tasks.check import check_causal
+
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 11,
+    }
+    torch.manual_seed(0)
+    encoder = t.BertLMHeadModel(t.BertConfig(**small, pad_token_id=0))
+    with pytest.raises(InputError, match=r"sees the tokens that it is to predict.*BertLMHeadModel"):
+        check_causal(encoder)
+    assert encoder.training
+    check_causal(t.BertLMHeadModel(t.BertConfig(**small, pad_token_id=0, is_decoder=True)))
+    llama = t.LlamaForCausalLM(t.LlamaConfig(**small, pad_token_id=0)).eval()
+    for dtype in (torch.float32, torch.bfloat16):
+        check_causal(llama.to(dtype))
+    assert not llama.training
+
+
+def test_the_limit_of_a_stored_model_is_read_without_its_weights(tmp_path):
+    import transformers as t
+
+    from featherweight.tasks.check import stored_limit
+
+    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    t.RobertaConfig(**small, max_position_embeddings=66, pad_token_id=1).save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert stored_limit(str(tmp_path)) == 64
+    (tmp_path / "config.json").unlink()
+    assert stored_limit(str(tmp_path)) is None

@@ -18,7 +18,7 @@ def command(
     ] = None,
     task: Annotated[str | None, Parameter(help="The task (default: by the data's shape).")] = None,
     columns: Annotated[str | None, Parameter(help="Which column is what: text=review,label=stars.")] = None,
-    length: Annotated[int | None, Parameter(help="Most tokens per row.")] = None,
+    length: Annotated[int | None, Parameter(help="Most tokens per row (default: what --model takes).")] = None,
     samples: Annotated[int, Parameter(help="Rows to show.")] = 3,
 ) -> Shown:
     """Show what a data file will train on: rows with the trained tokens marked, lengths, cuts, doubles, leaks."""
@@ -36,8 +36,10 @@ def command(
     tokenizer: Any = None
     if model is not None:
         from featherweight.interop.transformers import load_tokenizer
+        from featherweight.tasks.check import stored_limit
 
         tokenizer, wanted = load_tokenizer(model), wanted or task_for(loaded.shape)
+        length = length or stored_limit(model)
     report = inspect(loaded, tokenizer, wanted, length, samples=samples)
     hint = () if model else ("\nWith --model DIR: token lengths, cuts, and the rows as the model will see them.",)
     return Shown(report.to_dict(), (partial(show, report), *hint))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featherweight.core.errors import InputError, Problem
@@ -37,6 +38,18 @@ def position_limit(model: nn.Module) -> int | None:
     return limit
 
 
+def stored_limit(path: str) -> int | None:
+    """`position_limit` of the model in a folder (or of a hub name), from its config alone: no weights are read."""
+    import torch
+    import transformers
+
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        return None  # a tokenizer alone
+    config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+    with torch.device("meta"):
+        return position_limit(transformers.AutoModel.from_config(config, trust_remote_code=False))
+
+
 def check_length(model: nn.Module, length: int | None) -> int | None:
     """The length to cut texts at: what was asked for, else the model's limit; None where neither is known.
 
@@ -49,6 +62,34 @@ def check_length(model: nn.Module, length: int | None) -> int | None:
         raise InputError(Problem("no such length", "length", f"1 to {limit}" if limit else "at least 1", str(length),
                                  "leave it out to use all positions of the model"))  # fmt: skip
     return length
+
+
+def check_causal(model: nn.Module) -> None:
+    """Raise InputError for a model whose earlier outputs depend on later tokens: it would see what it is to predict,
+    and its loss would fall without anything learned (BERT and its kin load as language models without a word).
+
+    Asked of the model itself: two short rows that differ in their last token alone.
+    """
+    import torch
+
+    core = inner(model)
+    table = core.get_input_embeddings().weight  # type: ignore[operator]
+    rows, was = min(int(table.shape[0]), 97), model.training
+    ids = torch.arange(8, device=table.device).remainder(rows).repeat(2, 1)
+    ids[1, -1] = rows // 2
+    model.eval()
+    try:
+        with torch.no_grad():
+            first, second = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    finally:
+        model.train(was)
+    gap = float((first - second).abs().max() / first.abs().max().clamp_min(1e-12))
+    if gap > (1e-4 if table.dtype == torch.float32 else 1e-2):
+        raise InputError(Problem(
+            "the model is no causal language model: it sees the tokens that it is to predict", "model",
+            "outputs that depend on earlier tokens alone", f"{type(core).__name__}, outputs {gap:.1e} apart (relative)",
+            "take a decoder (Llama, GPT-2 …), or data with labels",
+        ))  # fmt: skip
 
 
 def pad_id(model: nn.Module, tokenizer: Any) -> int:

@@ -66,10 +66,15 @@ class Feed:
         """file:line of all rows of a step."""
         return [self.rows[i].where for item in self.order.batch_of(number) for i in self.items[item]]
 
-    def mass(self, number: int) -> int:
-        """About how many units a step has over all ranks: trained tokens, or rows. It keeps the loss of order one while
-        it is summed; the exact count divides at the end."""
-        return max(1, sum(units(self.rows[i]) for item in self.order.batch_of(number) for i in self.items[item]))
+    @cached_property
+    def mass(self) -> float:
+        """Units (trained tokens, or rows) of an average step over all ranks, by which every step's sum is divided.
+
+        Divided by its own count, a batch of short rows would weigh as much as one of long rows: rows of like length
+        go together, so that a token's weight would depend on the length of its row.
+        """
+        whole = [self.order.batch_of(n) for n in range(1, self.order.per_epoch + 1)]
+        return max(1, sum(units(self.rows[i]) for b in whole for item in b for i in self.items[item])) / len(whole)
 
     def tokens(self, number: int) -> int:
         """Real (not padding) tokens of a step over all ranks."""

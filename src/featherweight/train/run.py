@@ -92,7 +92,7 @@ def go(model: Any, data: Any, task: Task | None, folder: Path | None, method: Me
     stuff = setup.material(data, task, model, columns, say.say)
     live = setup.base(model, stuff.task, chosen).to(place.device)
     words = tokenizer_of(live, tokenizer)
-    length, pad = setup.limits(live, words, chosen)
+    length, pad = setup.limits(live, stuff.task, words, chosen)
     rows = setup.encoded(stuff.task, stuff.train, words, length, stop.check)
     feed = setup.feed(stuff, rows, pad, length, chosen, live, say.say)
     dev = setup.dev_rows(stuff, words, pad, length, chosen, stop.check)

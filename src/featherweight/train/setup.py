@@ -21,7 +21,7 @@ from featherweight.data.rows import examples
 from featherweight.data.types import Encoded, Example
 from featherweight.kernels import fuse, unfuse
 from featherweight.tasks import Task, task_for
-from featherweight.tasks.check import check_length, check_vocabulary, pad_id
+from featherweight.tasks.check import check_causal, check_length, check_vocabulary, pad_id
 from featherweight.train.evaluation import Dev
 from featherweight.train.feed import Feed, units
 from featherweight.train.ranks import Ranks
@@ -175,9 +175,11 @@ def dev_rows(stuff: Material, tokenizer: Any, pad: int, length: int | None, sett
     return Dev([r for r, _ in pairs], [a for _, a in pairs], stuff.task, tokenizer, pad, max(32, settings.batch))
 
 
-def limits(model: nn.Module, tokenizer: Any, settings: Settings) -> tuple[int | None, int]:
-    """(length, pad id). Raises InputError where tokenizer, length and model do not go together."""
+def limits(model: nn.Module, task: Task, tokenizer: Any, settings: Settings) -> tuple[int | None, int]:
+    """(length, pad id). Raises InputError where task, tokenizer, length and model do not go together."""
     check_vocabulary(model, tokenizer)
+    if task.auto == "AutoModelForCausalLM":
+        check_causal(model)
     return check_length(model, settings.length), pad_id(model, tokenizer)
 
 
