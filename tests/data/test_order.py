@@ -35,7 +35,8 @@ def test_seeds_and_epochs_differ_and_buckets_save_padding():
     def padding(made):
         return sum(max(sizes[i] for i in b) * len(b) - sum(sizes[i] for i in b) for b in made)
 
-    assert padding(one) < padding(batches(sizes, 8, 0, 0, buckets=False)) / 10
+    # windows of 8 batches: longer ones save more padding and cost quality (docs/decisions.md)
+    assert padding(one) < padding(batches(sizes, 8, 0, 0, buckets=False)) / 5
 
 
 def test_weights_give_shares_and_keep_the_size_of_an_epoch():

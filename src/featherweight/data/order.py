@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-WINDOW = 50  # batches that are sorted by length together: long enough for little padding, short enough to stay random
+WINDOW = 8  # batches sorted by length together: most of the padding goes, and batches stay random (docs/decisions.md)
 
 
 def generator(seed: int, epoch: int) -> np.random.Generator:
@@ -22,7 +22,7 @@ def batches(
 ) -> list[list[int]]:
     """An epoch: every row once, in batches of `batch` (one may be smaller). lengths: (rows,) tokens.
 
-    buckets: shuffle, sort by length inside windows of 50 batches, cut, shuffle the batches.
+    buckets: shuffle, sort by length inside windows of 8 batches, cut, shuffle the batches.
     weights: (rows,) how often each is wanted, relative to the others (see `row_weights`); the epoch keeps its size
     and a row is drawn ⌊c⌋ or ⌈c⌉ times for an expected count of c (systematic sampling).
     """

@@ -1,9 +1,10 @@
 """One optimizer step: micro-batches, the sum over ranks, the guards, the update.
 
-    g = 1/N · Σ_ranks Σ_micro ∇ Σ_units ℓ + ∇ penalty          N = units of the whole global batch
+    g = 1/N · Σ_ranks Σ_micro ∇ Σ_units ℓ + ∇ penalty          N = units of an average global batch (`Feed.mass`)
 
-The sum is divided once by the count of all, so the split into ranks and micro-batches does not change the update (but
-for the order of summation and, with dropout, for the noise: each micro-step of each rank draws its own).
+The same N divides every micro-batch of every rank, so their split does not change the update (but for the order of
+summation and, with dropout, for the noise: each micro-step of each rank draws its own), and every trained token of an
+epoch weighs the same.
 """
 
 from collections.abc import Iterator, Mapping
@@ -89,11 +90,10 @@ class Stepper:
         return Done(loss, units, norm, self.optimizer.param_groups[0]["lr"])
 
     def gradients(self, step: int) -> tuple[float, float]:
-        """Leave the gradient of the batch's mean loss (times the scaler's scale) in `.grad`: (loss sum, units)."""
+        """Leave the gradient of the summed loss over N (times the scaler's scale) in `.grad`: (loss sum, units)."""
         self.optimizer.zero_grad(set_to_none=True)
-        mass = self.feed.mass(step)
         with nullcontext() if self.audited else watching(self.model) as watch:
-            loss, units = self.ranks.total(*self.accumulate(step, mass))
+            loss, units = self.ranks.total(*self.accumulate(step))
         if not units:
             rows = listed(self.feed.where(step))
             raise InputError(
@@ -106,20 +106,17 @@ class Stepper:
             self.still = audit(named, watch, self.ranks)
             self.audited = True
         self.ranks.sum_gradients(self.parameters)
-        for p in self.parameters:
-            if p.grad is not None and units != mass:
-                p.grad.mul_(mass / units)
         self.penalize()
         return loss, units
 
-    def accumulate(self, step: int, mass: int) -> tuple[float, float]:
+    def accumulate(self, step: int) -> tuple[float, float]:
         """Backward through this rank's micro-batches: (summed loss, units)."""
         sums = torch.zeros(2, device=self.ranks.device)
         for micro, items in enumerate(self.feed.step(step, self.ranks, self.settings.accumulate)):
             loss, units = self.loss(step, micro, items)
             sums += torch.stack([loss.detach().float(), units.detach().float()]).to(sums.device)
             if loss.requires_grad:
-                self.scaler.scale(loss / mass).backward()
+                self.scaler.scale(loss / self.feed.mass).backward()
         loss_sum, count = sums.tolist()
         return loss_sum, count
 
