@@ -24,6 +24,7 @@ def command(
     fresh(output, "the output")
     from featherweight.core.merge import merge
     from featherweight.interop import load_model
+    from featherweight.interop.pooling import pool_of
 
     loaded = load_model(adapter, base=model)
     tokenizer = loaded.tokenizer
@@ -32,4 +33,9 @@ def command(
     if tokenizer is not None:
         tokenizer.save_pretrained(output)
     data = {"output": str(output), "parameters": sum(p.numel() for p in plain.parameters())}
-    return Shown(data, (f"merged: {output}   ({data['parameters']:,} parameters, no adapter)",))
+    lines = [f"merged: {output}   ({data['parameters']:,} parameters, no adapter)"]
+    if pool_of(plain) != "own":
+        lines.append(
+            f"its head reads the {pool_of(plain)} of the tokens: fw and fw.load_base know, other libraries do not"
+        )
+    return Shown(data, tuple(lines))
