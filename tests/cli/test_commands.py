@@ -51,6 +51,13 @@ def test_predict_leaves_a_label_that_is_there(fw, adapter, table, tmp_path):
     assert {r["predicted_label"] for r in rows} == {"yes", "no"}
 
 
+def test_predict_shows_the_texts_of_the_rows(fw, adapter, tmp_path):
+    (tmp_path / "new.csv").write_text("number,text\n31,good staff\n32,bad staff\n")
+    shown = fw("predict", "--adapter", adapter, "--data", tmp_path / "new.csv").out
+    assert "good staff" in shown
+    assert "31" not in shown
+
+
 def test_predict_takes_sentences(fw, adapter):
     rows = fw("predict", "--adapter", adapter, "good staff", "bad staff", "--json").json["rows"]
     assert [row["label"] for row in rows] == ["yes", "no"]

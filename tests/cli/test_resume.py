@@ -93,6 +93,7 @@ def test_the_file_of_a_run_with_columns_and_weights_runs_again(fw, bert, tmp_pat
     first = fw("train", "--model", bert, "--data", data, "--columns", "text=reviewed,label=stars", "--steps", 2,
                "--clip", "none", "--output", tmp_path / "o")  # fmt: skip
     assert first.code == 0, first.err
+    assert "--data new.csv --columns text=reviewed\n" in first.out
     form = tomllib.loads((tmp_path / "o/run.toml").read_text())
     assert form["columns"] == {"text": "reviewed", "label": "stars"}
     assert form["data"] == data

@@ -39,6 +39,8 @@ def test_unknown_columns_come_with_a_first_row_and_a_mapping_to_type():
         load(rows)
     assert "first row: Paper title='a rather long title 0', Kind='a', ID='0'" in str(caught.value)
     assert '--columns "text=Paper title,label=Kind"' in str(caught.value)
+    with pytest.raises(InputError, match=r'--columns "text=Paper title" \(roles'):
+        load([{"Paper title": "long enough", "ID": "1"}])
     assert load(rows, "text=Paper title,label=Kind").shape.name == "classification"
 
 

@@ -1,5 +1,6 @@
 """`fw predict`: the rows of a file, each with its label and probability, score or text."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,10 +32,12 @@ def command(
     if output is not None and output.suffix not in (".csv", ".tsv", ".jsonl"):
         raise InputError(Problem("unknown kind of file", "--output", ".csv, .tsv or .jsonl", repr(str(output))))
     from featherweight.data.read import read
+    from featherweight.data.shape import shape_of
     from featherweight.evaluate import predict
 
     mapping = pairs(columns)
-    rows = [{"text": word} for word in words] if data is None else [row.fields for row in read(data, mapping)]
+    found = read([{"text": word} for word in words] if data is None else data, mapping)
+    rows = [row.fields for row in found]
     loaded, wanted = opened(adapter, model, task, device)
     source: Any = list(words) if data is None else data
     answers = predict(loaded, source, wanted, batch=batch, length=length, columns=mapping)
@@ -42,11 +45,17 @@ def command(
     if output is not None:
         write(output, full)
         return Shown({"output": str(output), "rows": len(full)}, (f"{len(full)} rows: {output}",))
-    return Shown({"rows": full}, screen(rows, answers))
+    return Shown({"rows": full}, screen(rows, asked(shape_of(found, mapping).columns), answers))
 
 
-def screen(rows: list[dict[str, Any]], answers: list[dict[str, Any]]) -> tuple[Any, ...]:
-    """The answers beside the first column of their rows."""
+def asked(columns: Mapping[str, str]) -> list[str]:
+    """The columns that a person knows a row by."""
+    roles = ("text", "text_pair", "prompt", "instruction", "messages")
+    return [columns[role] for role in roles if role in columns]
+
+
+def screen(rows: list[dict[str, Any]], known_by: list[str], answers: list[dict[str, Any]]) -> tuple[Any, ...]:
+    """The answers beside the texts of their rows."""
     from rich import box
     from rich.table import Table
 
@@ -56,7 +65,8 @@ def screen(rows: list[dict[str, Any]], answers: list[dict[str, Any]]) -> tuple[A
     for name in names:
         table.add_column(name, overflow="fold")
     for row, answer in zip(rows, answers, strict=True):
-        table.add_row(str(next(iter(row.values()), "")), *(cell(answer[name]) for name in names))
+        texts = " | ".join(str(row.get(column, "")) for column in known_by)
+        table.add_row(texts, *(cell(answer[name]) for name in names))
     return (table,)
 
 

@@ -1,5 +1,6 @@
 """`fw train`: a run from a file, from flags, or from a file with flags over it."""
 
+from shlex import quote
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -51,7 +52,16 @@ def report(config: RunConfig, run: Any) -> Shown:
         ("trained", f"{run.trainable:,} of {run.total:,} parameters ({share:.3g} %)"),
         ("steps", f"{run.steps} in {run.seconds:.1f} s, {run.tokens_per_second:,.0f} tokens/s"),
         *((f"dev {name}", f"{value:.4f}") for name, value in scores.items()),
-        ("next", f"fw predict --adapter {run.output} --data new.csv"),
+        ("next", f"fw predict --adapter {run.output} --data new.csv{again(config.columns)}"),
     ]
     wide = max(len(name) for name, _ in rows)
     return Shown(data, tuple(f"{name:<{wide}}  {value}" for name, value in rows))
+
+
+ANSWERS = ("label", "labels", "score", "completion", "output")
+
+
+def again(columns: dict[str, str] | None) -> str:
+    """The mapping that new rows need too: that of the questions."""
+    pairs = ",".join(f"{role}={name}" for role, name in (columns or {}).items() if role not in ANSWERS)
+    return f" --columns {quote(pairs)}" if pairs else ""

@@ -76,13 +76,13 @@ def undecided(where: str, rows: Sequence[Row], seen: list[str], found: list[dict
 
 
 def suggestion(rows: Sequence[Row], seen: Sequence[str]) -> str:
-    """The column of the longest texts as text, that of the fewest values (two at least) as label."""
+    """The column of the longest texts as text; that of the fewest values, where they recur, as label."""
     values = {c: [str(row.fields.get(c, "")) for row in rows[:1000]] for c in seen}
     ranked = sorted(seen, key=lambda c: -sum(map(len, values[c])))
     labels = [c for c in ranked[1:] if 1 < len(set(values[c])) <= max(2, len(values[c]) // 2)]
-    if not labels:
-        return "text=…,label=…"
-    mapped = f"text={ranked[0]},label={min(labels, key=lambda c: len(set(values[c])))}"
+    mapped = f"text={ranked[0]}" if ranked else "text=…,label=…"
+    if labels:
+        mapped += f",label={min(labels, key=lambda c: len(set(values[c])))}"
     return f'"{mapped}"' if " " in mapped else mapped
 
 
