@@ -50,7 +50,64 @@ def methods() -> str:
     return markdown(["method", "where it sits", "default targets", "merges", "per row", "lr", "paper"], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"methods": methods}
+def step() -> str:
+    """A training step against peft: medians of interleaved pairs."""
+    rows = []
+    for name, cell in result("step")["cells"].items():
+        model, targets, dropout, dtype = name.split("-")
+        low, high = cell["ratio_to_peft_quartiles"]
+        shown = [f"{cell['ratio_to_peft']:.2f}", f"{low:.2f} to {high:.2f}", f"{cell['memory_ratio']:.2f}"]
+        rows.append([model, {"qv": "query, value", "all": "all linear"}[targets], dropout, dtype, *shown])
+    return markdown(
+        ["model", "LoRA on", "dropout", "dtype", "time / peft's", "quartiles", "memory added / peft's"], rows
+    )
+
+
+def startup() -> str:
+    """What it takes before the first step, beyond torch and transformers."""
+    found = result("startup")
+    rows = [
+        ["import", f"{found['import']['featherweight_s'] * 1e3:.0f} ms", f"{found['import']['peft_s'] * 1e3:.0f} ms"]
+    ]
+    for verb, cell in found["lifecycle"].items():
+        rows.append([verb, f"{cell['featherweight_ms']:.0f} ms", f"{cell['peft_ms']:.0f} ms"])
+    rows.append(["`fw --help`", f"{found['help']['fw_help_s'] * 1e3:.0f} ms", ""])
+    return markdown(["", "featherweight", "peft"], rows)
+
+
+def run() -> str:
+    """Whole runs on real rows."""
+    rows = []
+    for workload, contenders in result("run")["summary"].items():
+        peer = contenders["peft"]["useful_tokens_per_second"]
+        for name, cell in contenders.items():
+            spread = f" ± {cell['std']:.3f}" if cell["std"] is not None else ""
+            speed = cell["useful_tokens_per_second"]
+            rows.append([workload, name, f"{speed:,.0f}", f"{speed / peer:.2f}", f"{cell['mean']:.3f}{spread}"])
+    return markdown(["workload", "", "useful tokens/s", "to peft's defaults", "dev accuracy or loss"], rows)
+
+
+def quality() -> str:
+    """Mean and deviation over seeds, rates chosen on dev."""
+    rows = []
+    for task, methods_ in result("quality")["summary"].items():
+        for name, cell in methods_.items():
+            shown = [scored(cell, m) for m in ("valid_loss", "valid_accuracy", "test_accuracy")]
+            rows.append([task, name, f"{cell['trained']:,}", f"{cell['rate']:g}", str(cell["seeds"]), *shown])
+    return markdown(["data", "method", "trained", "lr", "seeds", "dev loss", "dev accuracy", "test accuracy"], rows)
+
+
+def scored(cell: Any, metric: str) -> str:
+    """`mean ± std` of a metric, "" where the task has none."""
+    found = cell.get(metric)
+    if found is None:
+        return ""
+    return f"{found['mean']:.3f}" + (f" ± {found['std']:.3f}" if found["std"] is not None else "")
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "methods": methods, "step": step, "startup": startup, "run": run, "quality": quality,
+}  # fmt: skip
 
 
 def main() -> None:
