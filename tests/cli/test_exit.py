@@ -112,3 +112,12 @@ def test_terminals_that_are_not_utf_8(process, encoding, argv):
 def test_help_as_json(fw):
     assert "predict" in fw("--help", "--json").json["text"]
     assert fw("train", "--help", "--json").json["keys"]["batch"]["default"] == 16
+
+
+def test_a_flood_of_problems_is_cut_on_the_screen_and_whole_in_json(fw, tmp_path):
+    (tmp_path / "d.csv").write_text("text,label\n" + "a,b,c\n" * 100)
+    shown, machine = fw("data", tmp_path / "d.csv"), fw("data", tmp_path / "d.csv", "--json")
+    assert shown.code == 2
+    assert len(shown.err.splitlines()) == 31
+    assert "… and 70 more" in shown.err
+    assert len(machine.json["problems"]) == 100

@@ -103,3 +103,19 @@ def test_trec_is_read_as_it_is(data_dir, tmp_path):
     assert len(data.train) == 5452
     assert len({row.fields["label"] for row in data.train}) == 6
     assert any("latin-1" in note for note in data.notes)
+
+
+def test_a_mixture_of_unlike_columns_is_one_shape_or_an_error(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "how", "answer": "so", "id": 1}\n')
+    (tmp_path / "b.jsonl").write_text('{"mr": "name[x]", "ref": "x is"}\n')
+    (tmp_path / "c.jsonl").write_text('{"text": "a", "label": "x"}\n')
+    mixed = load(f"{tmp_path}/a.jsonl:0.7,{tmp_path}/b.jsonl:0.3")
+    assert mixed.shape.name == "completion"
+    assert [row.fields for row in mixed.train] == [
+        {"prompt": "how", "completion": "so"},
+        {"prompt": "name[x]", "completion": "x is"},
+    ]
+    assert [row.source for row in mixed.train] == [0, 1]
+    assert mixed.train[1].where.endswith("b.jsonl:1")
+    with pytest.raises(InputError, match=r"different things.*a\.jsonl: completion.*c\.jsonl: classification.*--from"):
+        load([tmp_path / "a.jsonl", tmp_path / "c.jsonl"])

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from featherweight.cli.parse import Call
 
+MOST = 30  # problems shown on a screen
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -71,8 +73,10 @@ def jsonable(value: Any) -> Any:
 def failure(call: "Call", error: BaseException, code: int) -> None:
     """Say what went wrong: on stderr in words, and with --json as the one object on stdout as well."""
     found = problems(error, call)
-    for one in found:
+    for one in found[:MOST]:
         print(f"fw: {one}" if not one.where else str(one), file=sys.stderr)
+    if len(found) > MOST:
+        print(f"… and {len(found) - MOST:,} more (all of them with --json)", file=sys.stderr)
     if call.json:
         print_json({"command": call.name, "exit": code, "problems": [asdict(p) for p in found]})
 

@@ -121,8 +121,27 @@ def mixture(parts: Sequence[Any], weights: Sequence[Any], columns: Columns) -> R
     ]
     read_ = [collect(problems, read, part, columns) for part in parts]
     raise_all(problems)
+    if columns is None and len({frozenset(rows[0].fields) for rows in read_}) > 1:
+        read_ = alike(read_)
     rows = [replace(row, source=i) for i, rows in enumerate(read_) for row in rows]
     return Rows(rows, [n for found in read_ for n in found.notes])
+
+
+def alike(files: Sequence[Rows]) -> list[Rows]:
+    """Files of one shape and unlike columns (question, answer; mr, ref), their columns renamed to what they are for."""
+    problems: list[Problem] = []
+    shapes = [collect(problems, shape_of, rows) for rows in files]
+    raise_all(problems)
+    kinds = [f"{rows[0].where.rsplit(':', 1)[0]}: {s.name}" for rows, s in zip(files, shapes, strict=True)]
+    if len({shape.name for shape in shapes}) > 1:
+        fix = "make one shape of them, or train on one after the other with --from"
+        raise InputError(
+            Problem("the files of a mixture mean different things", "data", "one shape", listed(kinds), fix)
+        )
+    return [
+        Rows([replace(r, fields={role: r.fields.get(c) for role, c in s.columns.items()}) for r in rows], rows.notes)
+        for rows, s in zip(files, shapes, strict=True)
+    ]
 
 
 def folder(path: Path, columns: Columns) -> dict[str, Rows]:
