@@ -26,7 +26,7 @@ sweep: .venv/dev.stamp  ## the full product of methods, architectures and dtypes
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 FEATHERWEIGHT_TESTS=sweep $(BIN)/python -m pytest -n 2
 
 bench: .venv/dev.stamp  ## every claim measured again; writes benchmarks/results/*.json
-	for claim in startup step run quality; do $(BIN)/python benchmarks/$$claim.py; done
+	for claim in demo startup step run quality; do $(BIN)/python benchmarks/$$claim.py; done
 
 docs: .venv/dev.stamp  ## the tables of README and docs, made anew from classes and JSON
 	$(BIN)/python docs/tables.py

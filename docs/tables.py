@@ -75,6 +75,21 @@ def startup() -> str:
     return markdown(["", "featherweight", "peft"], rows)
 
 
+def demo() -> str:
+    """The bundled messages, before and after."""
+    found = result("demo")
+    rows = [
+        ["frozen embeddings + logistic regression", f"{found['frozen_accuracy']:.1%}", "", ""],
+        [
+            "LoRA",
+            f"{found['tuned_accuracy']:.1%}",
+            f"{found['trainable']:,} ({found['share']:.1%})",
+            f"{found['seconds']:.0f} s",
+        ],
+    ]
+    return markdown([f"{found['test']} unseen messages", "accuracy", "trained", "time"], rows)
+
+
 def run() -> str:
     """Whole runs on real rows."""
     rows = []
@@ -106,7 +121,7 @@ def scored(cell: Any, metric: str) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "methods": methods, "step": step, "startup": startup, "run": run, "quality": quality,
+    "methods": methods, "step": step, "startup": startup, "demo": demo, "run": run, "quality": quality,
 }  # fmt: skip
 
 
