@@ -18,7 +18,8 @@ def opened(adapter: Path | None, model: str | None, task: str | None = None, dev
     wanted = named(task)
     from featherweight.interop import load_base, load_model
 
-    loaded = load_base(model, wanted) if adapter is None else load_model(adapter, base=model)
+    labeled = wanted if getattr(wanted, "labels", True) else None  # a saved head brings its own number of labels
+    loaded = load_base(model, labeled) if adapter is None else load_model(adapter, base=model)
     return loaded.to(place(device)), wanted
 
 

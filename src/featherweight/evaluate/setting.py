@@ -43,12 +43,27 @@ def task_of(model: nn.Module, task: Task | None, shape: Any = None) -> Task:
         from featherweight.tasks.pick import task_for
 
         found = task_for(shape)
+    found = found or task_of_model(model)
     if found is None:
         fix = "give task=..., for instance fw.Classification()"
         raise InputError(Problem("no task for this model", "task", fix=fix))
     fitted = with_labels(found, model)
     check_outputs(model, fitted)
     return fitted
+
+
+def task_of_model(model: nn.Module) -> Task | None:
+    """The task that a model's class was made for, None where it has no head of a known kind."""
+    from featherweight.core.host import frozen_class
+    from featherweight.tasks import CausalLM, Classification, MultiLabel, Regression, Seq2Seq
+
+    name = frozen_class(inner(model)).__name__
+    if name.endswith("ForSequenceClassification"):
+        kinds = {"regression": Regression, "multi_label_classification": MultiLabel}
+        return kinds.get(str(inner(model).config.problem_type), Classification)()  # type: ignore[union-attr]
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return CausalLM()
+    return Seq2Seq() if name.endswith("ForConditionalGeneration") else None
 
 
 def with_labels(task: Task, model: nn.Module) -> Task:
