@@ -171,7 +171,7 @@ def test_what_cannot_be_evaluated_says_why(judge, stories, minilm_tokenizer, sto
         (lambda: evaluate(model, [Example("a:1", "x")], task, tokenizer=minilm_tokenizer), "a:1: nothing to compare"),
         (lambda: evaluate(model, labelled, task, tokenizer=minilm_tokenizer, metrics=("e2e",)), "task without text"),
         (lambda: evaluate(model, labelled, task, tokenizer=minilm_tokenizer, metrics=("e2e2",)), "did you mean 'e2e'"),
-        (lambda: evaluate(model, labelled, tokenizer=minilm_tokenizer), "no task for this model"),
+        (lambda: evaluate(model.bert, labelled, tokenizer=minilm_tokenizer), "no task for this model"),
         (lambda: evaluate(model, labelled, Regression(), tokenizer=minilm_tokenizer), "expected 1 outputs; got 2"),
         (lambda: evaluate(stories, [Example("a:1", turns=(Turn("x", False),))], CausalLM(),
                           tokenizer=stories_tokenizer), "no row has a token with loss"),
