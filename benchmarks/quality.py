@@ -19,7 +19,7 @@ import _paired
 import _real
 
 RATES = {
-    "Full": (5e-5, 3e-4), "Head": (1e-3, 1e-2), "BitFit": (1e-3, 5e-3), "LayerNorm": (1e-3, 5e-3),
+    "Full": (5e-5, 3e-4), "Head": (1e-2, 5e-2), "BitFit": (1e-3, 5e-3), "LayerNorm": (1e-3, 5e-3),
     "LoRA": (5e-4, 2e-3), "IA3": (3e-3, 1e-2), "peft LoRA": (5e-4, 2e-3),
 }  # fmt: skip
 WRITERS = {"LoRA": 5e-3, "Full": 2e-3, "peft LoRA": 5e-3}
