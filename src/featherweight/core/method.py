@@ -21,6 +21,7 @@ class Method(Noun):
     place: ClassVar[str] = ""  # where it sits, in words
     mergeable: ClassVar[bool] = True  # folds into plain weights
     identity: ClassVar[bool] = True  # attaching it changes nothing until it is trained
+    near: ClassVar[float] = 0.0  # where identity: the largest relative change of the outputs all the same; 0: no bit
     untouched: ClassVar[bool] = True  # the base's tensors are never written while it is attached
     per_row: ClassVar[bool] = True  # may differ from row to row of a batch
     lr: ClassVar[float] = 1e-3  # default learning rate with AdamW
