@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _HOME = {
     "featherweight.core.attach": ("attach", "detach"),
     "featherweight.core.switch": ("switch",),
+    "featherweight.core.prepare": ("prepare",),
     "featherweight.core.merge": ("merge", "merged"),
     "featherweight.core.count": ("trainable",),
     "featherweight.core.errors": ("FeatherweightError", "InputError", "NotMergeable"),

@@ -5,8 +5,8 @@ It has at most two laws. The activation law `forward(base, *args)` runs around t
 over the rewritten tensors; without `merge` the adapter works but cannot be folded into weights.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
 
 class Adapter(nn.Module):
-    """Base of every adapter; subclasses define `forward`, `merge`, or both."""
+    """Base of every adapter; subclasses define `forward`, `merge`, or both.
+
+    `joint(host, groups, args, kwargs)`, where given, replaces both: it serves all rows of a host together, because what
+    they share (the layout of a batch, the attention function) cannot be done one group of rows after the other.
+    `groups` lists (row numbers or None for all, stack of adapters).
+    """
+
+    joint: ClassVar[Callable[..., Any] | None] = None
 
     def forward(self, base: "Base", *args: Any, **kwargs: Any) -> Any:
         """The host's output with this adapter on. `base(...)` is the host with the adapters below already applied."""

@@ -54,7 +54,7 @@ def attach(
         become_host(module, switch, path)
         vars(module)["_modules"]["adapters"][name] = adapter.train(module.training)  # eval mode: no dropout
     switch.attached[name] = Attached(method, bool(heads), train)
-    switch.active = (*switch.active, name) if stack else (name,)
+    switch.set((*switch.active, name) if stack else (name,), None, switch.strength if stack else {})
     refresh(model)
     for hook in on_attach:
         hook(model)
@@ -134,7 +134,12 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
             leave_host(host)
     for n in names:
         switch.attached.pop(n)
-    switch.active = tuple(n for n in switch.active if n in switch.attached)
+    rows = None if any(n in names for n in switch.on) else switch.rows
+    switch.set(
+        tuple(n for n in switch.active if n in switch.attached),
+        rows,
+        {n: c for n, c in switch.strength.items() if n not in names},
+    )
     if switch.attached:
         refresh(model)
         return model

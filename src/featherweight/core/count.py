@@ -27,7 +27,7 @@ class Trainable:
 def trainable(model: nn.Module) -> Trainable:
     """Count what requires grad, and everything the model computes with: the base and its active adapters."""
     base = dict(base_parameters(model))
-    active = switch_of(model).active
+    active = switch_of(model).on
     on = [host.adapters[n] for _, host in hosts(model) for n in active if n in host.adapters]
     grads = {id(p): p.numel() for m in (model, *on) for p in m.parameters() if p.requires_grad}
     return Trainable(sum(grads.values()), sum(p.numel() for p in base.values()) + sum(a.added() for a in on))

@@ -9,6 +9,7 @@ from typing import Any
 
 Kernel = Callable[..., Any]
 kernels: dict[tuple[type, type], Kernel] = {}
+banks: dict[tuple[type, type], Kernel] = {}  # fn(host, plan, *args, **kwargs): many adapters of one type, by row
 
 
 def register(adapter: type, host: type) -> Callable[[Kernel], Kernel]:

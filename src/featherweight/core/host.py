@@ -7,16 +7,20 @@ Base keys, `isinstance`, the class's name and the signature of `forward` stay as
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache, partial, singledispatch, wraps
+from functools import cache, wraps
 from types import MethodType
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from featherweight.core import fused
-from featherweight.core.adapter import Adapter
+from featherweight.core.base import Base as Base
+from featherweight.core.base import read as read
+from featherweight.core.base import view as view
+from featherweight.core.base import write as write
 from featherweight.core.derived import derive
 from featherweight.core.errors import InputError, Problem
+from featherweight.core.rows import routed
+from featherweight.core.strength import Softened
 from featherweight.core.switch import Switch
 
 
@@ -35,68 +39,37 @@ class Host:
     switch: Switch
 
 
-class Base:
-    """What an adapter sees of its host: callable as the host with the adapters `below`, and a mapping of its tensors.
-
-    `ground`, where given, is called in place of the host itself.
-    """
-
-    __slots__ = ("below", "ground", "host")
-
-    def __init__(self, host: Any, below: tuple[Adapter, ...] = (), ground: Callable[..., Any] | None = None):
-        self.host, self.below, self.ground = host, below, ground
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.below:
-            if self.ground is not None:
-                return self.ground(*args, **kwargs)
-            return self.host.frozen_class.forward(self.host, *args, **kwargs)
-        rest, top = self.below[:-1], self.below[-1]
-        if not rest and self.ground is None:
-            kernel = fused.kernels.get((type(top), self.host.frozen_class))
-            if kernel is not None:
-                return kernel(top, self.host, *args, **kwargs)
-        return top(Base(self.host, rest, self.ground), *args, **kwargs)
-
-    def __getitem__(self, name: str) -> Tensor:
-        merged = self.merged
-        return merged[name] if name in merged else read(self.host, name)
-
-    @property
-    def merged(self) -> dict[str, Tensor]:
-        """The tensors that the adapters below rewrite, folded."""
-        if not self.below:
-            return {}
-        base = Base(self.host, self.below[:-1])
-        return base.merged | self.below[-1].merge(base)
-
-    def using(self, weights: dict[str, Tensor]) -> Callable[..., Any]:
-        """The host's own forward over other tensors."""
-        return partial(self.host.frozen_class.forward, view(self.host, self.merged | weights))
-
-
-def view(host: Any, weights: dict[str, Tensor]) -> nn.Module:
-    """A shallow copy of the host, of its frozen class, that holds `weights` in place of its own tensors.
-
-    A real instance, so that `super()` and helper methods inside the class's forward see the other tensors too.
-    """
-    copy: nn.Module = object.__new__(host.frozen_class)
-    copy.__dict__.update(host.__dict__)
-    copy.__dict__["_parameters"] = host._parameters | weights
-    return copy
-
-
 @cache
 def host_class(cls: Any) -> Any:
     """The host class of a module class: one for each, made once."""
 
     @wraps(cls.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        held = self.adapters._modules
-        stack = tuple(held[n] for n in self.switch.active if n in held)
-        return Base(self, stack)(*args, **kwargs) if stack else cls.forward(self, *args, **kwargs)
+        switch = self.switch
+        if switch.rows is not None:
+            return routed(self, stack_of, args, kwargs)
+        stack = stack_of(self, switch.active)
+        if not stack:
+            return cls.forward(self, *args, **kwargs)
+        for adapter in stack:
+            if adapter.joint is not None:
+                return adapter.joint(self, [(None, stack)], args, kwargs)
+        return Base(self, stack)(*args, **kwargs)
 
     return derive(cls, host_class, Host, forward=forward, frozen_class=cls)
+
+
+def stack_of(host: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+    """The adapters that a host has of these names, bottom first, each at its strength."""
+    held, strength = host.adapters._modules, host.switch.strength
+    if not strength:
+        return tuple(held[n] for n in names if n in held)
+    return tuple(Softened(held[n], strength[n]) if n in strength else held[n] for n in names if n in held)
+
+
+def frozen(module: Any) -> Callable[..., Any]:
+    """A module as it was before any attach, for a method's own use of it: no adapters, no rows."""
+    return Base(module) if isinstance(module, Host) else module
 
 
 def frozen_class(module: nn.Module) -> Any:
@@ -175,15 +148,3 @@ def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             if p is not None and id(p) not in seen:
                 seen.add(id(p))
                 yield f"{path}.{name}" if path else name, p
-
-
-@singledispatch
-def read(host: Any, name: str) -> Tensor:
-    """A host's own tensor; number formats and foreign hosts register how theirs are decoded."""
-    return getattr(host, name)
-
-
-@singledispatch
-def write(host: Any, name: str, W: Tensor) -> None:
-    """Put a merged tensor into a host; number formats and foreign hosts register how theirs are encoded."""
-    getattr(host, name).data.copy_(W)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.core.attach import detach
+from featherweight.core.base import Base, write
 from featherweight.core.errors import FeatherweightError, NotMergeable
-from featherweight.core.host import Base, base_modules, hosts, refuse_sharded, write
+from featherweight.core.host import base_modules, hosts, refuse_sharded, stack_of
 from featherweight.core.switch import switch, switch_of
 
 # Called with the model when a tied tensor had to be untied, so that its config can say so.
@@ -30,6 +31,8 @@ def rewritten(model: nn.Module) -> Rewritten:
     """
     refuse_sharded(model, "merge", "save the adapter and merge it into a model that is not sharded")
     state = switch_of(model)
+    if state.rows is not None:
+        raise NotMergeable("rows have adapters of their own: fw.switch(model, name) first, then merge")
     stuck = [n for n in state.active if not state.attached[n].method.mergeable]
     if stuck:
         raise NotMergeable(
@@ -39,8 +42,7 @@ def rewritten(model: nn.Module) -> Rewritten:
     out: Rewritten = []
     with torch.no_grad():
         for path, host in hosts(model):
-            stack = tuple(host.adapters[n] for n in state.active if n in host.adapters)
-            for name, W in Base(host, stack).merged.items():
+            for name, W in Base(host, stack_of(host, state.active)).merged.items():
                 if not torch.isfinite(W).all():
                     raise FeatherweightError(f"{path}.{name}: merging would write NaN or inf; the adapter is damaged")
                 out.append((host, name, W))

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.core.adapter import Adapter
-from featherweight.core.host import Base, frozen_class, read
+from featherweight.core.base import Base, Once, read
+from featherweight.core.host import frozen_class
 
 
 def transposed(module: nn.Module) -> bool:
@@ -59,12 +60,12 @@ class Part:
 class PartBase:
     """What an adapter on a part sees as its base: the host's output and tensors, cut to the rows."""
 
-    def __init__(self, base: Base, part: Part, known: tuple[Tensor, Tensor] | None = None):
-        self.base, self.part, self.known = base, part, known
+    def __init__(self, base: Base, part: Part):
+        self.base, self.part = base, part
         self.host = part
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = self.known[1] if self.known is not None and x is self.known[0] else self.base(x)
+        y = self.base(x)
         return y if self.part.rows is None else y.index_select(-1, self.part.rows.to(y.device))
 
     def __getitem__(self, name: str) -> Tensor:
@@ -85,9 +86,9 @@ class Parts(Adapter):
 
     def forward(self, base: Base, x: Tensor) -> Tensor:
         y = base(x)
-        known = (x, y)  # the host is called once while the parts ask for this very x
+        once = Once(base, (x,), y)  # the host is called once while the parts ask for this very x
         for role, rows in self.rows.items():
-            out = self.of[role](PartBase(base, Part(base.host, rows), known), x)
+            out = self.of[role](PartBase(once, Part(base.host, rows)), x)
             y = out if rows is None else y.index_copy(-1, rows.to(y.device), out)
         return y
 

@@ -4,16 +4,19 @@ Each adapter's name carries a mark, to be trained or not; its parameters require
 marked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from featherweight.core.errors import InputError, Problem, did_you_mean
+from featherweight.core.errors import InputError, Problem, did_you_mean, raise_all
 
 if TYPE_CHECKING:
     from featherweight.core.method import Method
+
+Stack = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -27,46 +30,69 @@ class Attached:
 
 @dataclass(eq=False)
 class Switch:
-    """Shared by all hosts of a model. `active` is the stack, bottom first."""
+    """Shared by all hosts of a model. `active` is the stack, bottom first; `rows`, where given, one stack for each row.
+
+    `turn` is another object after every change, so that what hosts remember of a switching is known to be old.
+    """
 
     attached: dict[str, Attached] = field(default_factory=dict)
-    active: tuple[str, ...] = ()
+    active: Stack = ()
+    rows: tuple[Stack, ...] | None = None
+    strength: dict[str, float] = field(default_factory=dict)  # of those that are not at 1
     frozen: list[nn.Parameter] = field(default_factory=list)  # the base, once each part of it was frozen
     thawed: list[nn.Parameter] = field(default_factory=list)  # those of it that required grad before
+    turn: list[None] = field(default_factory=list)
+
+    @property
+    def on(self) -> Stack:
+        """Every adapter that is on, for the whole batch or for some of its rows."""
+        return tuple(dict.fromkeys((*self.active, *(n for stack in self.rows or () for n in stack))))
 
     def trains(self, name: str) -> bool:
-        return name in self.active and self.attached[name].marked
+        return name in self.on and self.attached[name].marked
+
+    def set(self, active: Stack, rows: tuple[Stack, ...] | None, strength: Mapping[str, float]) -> None:
+        self.active, self.rows, self.strength, self.turn = active, rows, dict(strength), []
 
 
 class Switched:
     """What `switch` returns: nothing to do with it, or a context that puts back what was on before."""
 
-    def __init__(self, model: nn.Module, active: tuple[str, ...], attached: dict[str, Attached]):
-        self.model, self.active, self.attached = model, active, attached
+    def __init__(self, model: nn.Module, state: Switch):
+        self.model, self.active, self.rows = model, state.active, state.rows
+        self.strength, self.attached = dict(state.strength), dict(state.attached)
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, *_: Any) -> None:
         state = switch_of(self.model)
-        state.attached |= {n: a for n, a in self.attached.items() if n in state.attached}
-        state.active = tuple(n for n in self.active if n in state.attached)
+        there = state.attached
+        there |= {n: a for n, a in self.attached.items() if n in there}
+        rows = None if self.rows is None else tuple(tuple(n for n in s if n in there) for s in self.rows)
+        state.set(
+            tuple(n for n in self.active if n in there), rows, {n: c for n, c in self.strength.items() if n in there}
+        )
         refresh(self.model)
 
 
 def switch_of(model: nn.Module) -> Switch:
     """The model's switch, wherever in it a host was made first; a fresh one for a model with nothing attached."""
-    return next(iter(switches(model)), Switch())
+    return next(switches(model), None) or Switch()
 
 
-def switches(model: nn.Module) -> list[Switch]:
+def switches(model: nn.Module) -> Iterator[Switch]:
     """Every switch in the model: more than one where submodules were attached apart."""
-    found = [vars(m)["switch"] for m in model.modules() if isinstance(vars(m).get("switch"), Switch)]
-    return list({id(s): s for s in found}.values())
+    seen: set[int] = set()
+    for module in model.modules():
+        found = vars(module).get("switch")
+        if isinstance(found, Switch) and id(found) not in seen:
+            seen.add(id(found))
+            yield found
 
 
 def joined(model: nn.Module) -> Switch:
     """The model's one switch; those of submodules that were attached apart are joined into it."""
-    one, *others = switches(model) or [Switch()]
+    one, *others = list(switches(model)) or [Switch()]
     for other in others:
         both = sorted(set(one.attached) & set(other.attached))
         if both:
@@ -90,45 +116,106 @@ def joined(model: nn.Module) -> Switch:
     return one
 
 
-def switch(model: nn.Module, names: str | Sequence[str] | None, *, train: bool | None = None) -> Switched:
-    """Turn adapters on: a name, several (a stack, bottom first), or None for the base alone.
+def switch(
+    model: nn.Module,
+    names: str | Sequence[str] | Mapping[str, float] | None = None,
+    *,
+    rows: Sequence[str | Sequence[str] | None] | None = None,
+    train: bool | None = None,
+) -> Switched:
+    """Turn adapters on: a name, several (a stack, bottom first), a mapping of names to strengths, or None for the base.
 
-    `train` sets the mark of the named adapters: True to train them, False to only use them, None to leave it.
-    Also a context: `with fw.switch(model, "fr"): ...` puts back what was on. Raises InputError for an unknown name.
+    `rows` gives every row of the batches to come a name, a stack or None of its own; where a batch has several times
+    as many rows (beams), neighbors share an entry. `train` sets the mark of the adapters: True to train them, False to
+    only use them, None to leave it. Also a context: `with fw.switch(model, "fr"): ...` puts back what was on.
+    Raises InputError for an unknown name, and for a method that cannot differ from row to row.
     """
     state = switch_of(model)
-    wanted = (names,) if isinstance(names, str) else tuple(names or ())
-    unknown = [n for n in wanted if n not in state.attached]
-    if unknown:
-        raise InputError(
-            *(
-                Problem(
-                    "no adapter of this name",
-                    got=repr(n),
-                    fix=did_you_mean(n, state.attached)
-                    if state.attached
-                    else "nothing is attached: attach or load one first",
-                )
-                for n in unknown
-            )
-        )
-    if len(set(wanted)) < len(wanted):
-        raise InputError(Problem("an adapter stands twice in a stack", got=repr(wanted)))
-    before = Switched(model, state.active, dict(state.attached))
-    for name in wanted:
+    wanted = stack(names)
+    each = None if rows is None else tuple(stack(row) for row in rows)
+    strength = {n: float(c) for n, c in names.items() if c != 1} if isinstance(names, Mapping) else {}
+    every = tuple(dict.fromkeys((*wanted, *(n for s in each or () for n in s))))
+    raise_all([*unknown(state, every), *twice((wanted, *(each or ()))), *alone(state, wanted, each)])
+    raise_all(rigid(model, state, strength))
+    before = Switched(model, state)
+    for name in every:
         if train is not None:
             old = state.attached[name]
             state.attached[name] = Attached(old.method, old.head, train)
-    state.active = wanted
-    refresh(model)
+    touched = {*state.on, *every}
+    state.set(wanted, each, strength)
+    for name in touched:
+        for adapter in held(model, state).get(name, ()):
+            adapter.learn(state.trains(name))
     return before
 
 
-def refresh(model: nn.Module) -> None:
-    """Make every adapter's parameters require grad exactly while it is active and marked."""
+def stack(names: str | Iterable[str] | None) -> Stack:
+    return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def unknown(state: Switch, names: Stack) -> list[Problem]:
+    nothing = "nothing is attached: attach or load one first"
+    return [
+        Problem(
+            "no adapter of this name", got=repr(n), fix=did_you_mean(n, state.attached) if state.attached else nothing
+        )
+        for n in names
+        if n not in state.attached
+    ]
+
+
+def twice(stacks: Iterable[Stack]) -> list[Problem]:
+    return [Problem("an adapter stands twice in a stack", got=repr(s)) for s in stacks if len(set(s)) < len(s)]
+
+
+def alone(state: Switch, wanted: Stack, each: tuple[Stack, ...] | None) -> list[Problem]:
+    """What rows do not allow: a stack for all beside them, no rows at all, methods that rewrite the whole model."""
+    if each is None:
+        return []
+    found = [Problem("names for the whole batch and rows", got=repr(wanted), fix="give rows alone")] if wanted else []
+    found += [] if each else [Problem("no rows", "rows", fix="give one entry for each row of the batch")]
+    mixed = dict.fromkeys(n for s in each for n in s if n in state.attached)
+    return found + [
+        Problem(
+            "cannot differ from row to row", f"rows: {n}", got=repr(state.attached[n].method), fix="switch it on alone"
+        )
+        for n in mixed
+        if not state.attached[n].method.per_row
+    ]
+
+
+def rigid(model: nn.Module, state: Switch, strength: Mapping[str, float]) -> list[Problem]:
+    """Adapters that are there or not: virtual tokens have no half."""
+    return [
+        Problem("has no strength", n, got=repr(state.attached[n].method), fix="switch it on or off")
+        for n in strength
+        if any(a.joint is not None for a in held(model, state).get(n, ()))
+    ]
+
+
+# switch -> its adapters by name; beside the switch, so that copying a part of a model does not copy all of it
+_held: WeakKeyDictionary[Switch, dict[str, list[Any]]] = WeakKeyDictionary()
+
+
+def held(model: nn.Module, state: Switch) -> dict[str, list[Any]]:
+    """The adapters by name, found once for every attach and detach."""
     from featherweight.core.host import hosts
 
+    if state not in _held:
+        found: dict[str, list[Any]] = {}
+        for _, host in hosts(model):
+            for name, adapter in host.adapters.items():
+                found.setdefault(name, []).append(adapter)
+        _held[state] = found
+    return _held[state]
+
+
+def refresh(model: nn.Module) -> None:
+    """Make every adapter's parameters require grad exactly while it is on and marked; hosts may have changed."""
     state = switch_of(model)
-    for _, host in hosts(model):
-        for name, adapter in host.adapters.items():
+    state.turn = []
+    _held.pop(state, None)
+    for name, adapters in held(model, state).items():
+        for adapter in adapters:
             adapter.learn(state.trains(name))

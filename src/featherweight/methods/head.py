@@ -30,9 +30,13 @@ class Head(Method):
 
     paper: ClassVar[str] = "Peters et al. 2019, arXiv:1903.05987"
     place: ClassVar[str] = "the head, and the last k blocks"
-    per_row: ClassVar[bool] = True
     lr: ClassVar[float] = 1e-3
     lr_source: ClassVar[str] = "Peters et al. 2019, feature extraction"
+
+    @property
+    def per_row(self) -> bool:  # type: ignore[override]
+        """Heads may differ from row to row; unfrozen blocks rewrite the trunk for the whole batch."""
+        return self.last == 0
 
     def hosts(self, model: nn.Module) -> Sequence[Site]:
         there = anatomy(model)

@@ -108,7 +108,7 @@ def piece_loss(head: nn.Module, hidden: Tensor, wanted: Tensor) -> Tensor:
 
 def fusable(head: nn.Module) -> bool:
     """Whether calling the head is exactly a matrix product with its weight: an nn.Linear with nothing on it."""
-    adapted = isinstance(head, Host) and any(name in head.adapters for name in head.switch.active)
+    adapted = isinstance(head, Host) and any(name in head.adapters for name in head.switch.on)
     followed = "_hf_hook" in vars(head) or head._forward_hooks
     return frozen_class(head) is nn.Linear and not adapted and not followed and type(head.weight) is nn.Parameter
 
