@@ -10,7 +10,7 @@ from featherweight.checkpoint.entry import Entry, same
 from featherweight.checkpoint.peft import own
 from featherweight.checkpoint.peft.names import PREFIX
 from featherweight.core.adapter import Adapter, Replace
-from featherweight.core.anatomy import anatomy
+from featherweight.core.anatomy import find_head
 from featherweight.core.errors import InputError, Problem, listed
 from featherweight.core.host import base_modules, frozen_class
 
@@ -78,7 +78,7 @@ def is_local(name: str) -> bool:
 
 def head_paths(model: nn.Module, adapters: Mapping[str, Adapter]) -> list[str]:
     """Where adapters train a copy of the task head."""
-    return [s.path for s in anatomy(model).sites("head") if isinstance(adapters.get(s.path), Replace)]
+    return [s.path for s in find_head(model)[0] if isinstance(adapters.get(s.path), Replace)]
 
 
 def head_entries(adapters: Mapping[str, Adapter], heads: Sequence[str], state: Mapping[str, Tensor]) -> list[Entry]:
@@ -92,7 +92,7 @@ def brought(model: nn.Module, stored: Collection[str]) -> set[str]:
     used.
     """
     names = [
-        f"{s.path}.{n}" for s in anatomy(model).sites("head") for n, p in s.module._parameters.items() if p is not None
+        f"{s.path}.{n}" for s in find_head(model)[0] for n, p in s.module._parameters.items() if p is not None
     ]
     return {n for n in names if f"{PREFIX}{n}" in stored or f"{own.PREFIX}{n}" in stored}
 
@@ -101,7 +101,7 @@ def wants_head(model: nn.Module, config: Mapping[str, Any], where: str) -> bool:
     """Whether a config's `modules_to_save` is the model's head. Raises InputError where it is anything else."""
     there = [n for n, _ in base_modules(model)]
     asked = [m for m in config.get("modules_to_save") or [] if any(p == m or p.endswith(f".{m}") for p in there)]
-    heads = [s.path for s in anatomy(model).sites("head")]
+    heads = [s.path for s in find_head(model)[0]]
     known = {p for path in heads for p in tails(path)}
     foreign = [m for m in asked if m not in known]
     if foreign:

@@ -64,30 +64,35 @@ def pattern_value(path: str, patterns: Mapping[str, Any] | None, otherwise: Any)
     return otherwise
 
 
+def tails(path: str) -> list[str]:
+    """The dotted ends of a path, shortest first: `a.b.c` -> `c`, `b.c`, `a.b.c`."""
+    dots = [i + 1 for i, c in enumerate(path) if c == "."]
+    return [path[i:] for i in (*reversed(dots), 0)]
+
+
+def hit(modules: Iterable[str]) -> set[str]:
+    """Every name that, by PEFT's matching, hits one of the modules."""
+    return {tail for m in modules for tail in tails(m)}
+
+
 def shortest(wanted: Collection[str], modules: Collection[str]) -> list[str]:
     """The shortest list of suffixes that, by PEFT's matching, hits the wanted modules and no other one."""
-    others = [m for m in modules if m not in set(wanted)]
-    chosen: set[str] = set()
-    for path in wanted:
-        parts = path.split(".")
-        tails = (".".join(parts[-n:]) for n in range(1, len(parts) + 1))
-        chosen.add(next((t for t in tails if not any(suffixed(o, [t]) for o in others)), path))
-    return sorted(chosen)
+    others = hit(set(modules) - set(wanted))
+    return sorted({next((t for t in tails(path) if t not in others), path) for path in wanted})
 
 
 def named(wanted: Collection[str], modules: Collection[str]) -> list[str] | str:
     """Target modules for PEFT: the shortest list, or a regex of whole paths where one path is the end of another."""
-    tails = shortest(wanted, modules)
-    if {m for m in modules if suffixed(m, tails)} <= set(wanted):
-        return tails
+    ends = shortest(wanted, modules)
+    if hit(set(modules) - set(wanted)).isdisjoint(ends):
+        return ends
     return "|".join(map(re.escape, sorted(wanted)))
 
 
 def endings(wanted: Collection[str], modules: Collection[str]) -> list[str]:
     """Regexes, to be matched at the end of a path at a dot, that hit the wanted modules and none of the others."""
-    others = [m for m in modules if m not in set(wanted)]
-    tails = shortest(wanted, modules)
-    return [f"^{re.escape(t)}" if any(suffixed(o, [t]) for o in others) else re.escape(t) for t in tails]
+    others = hit(set(modules) - set(wanted))
+    return [f"^{re.escape(t)}" if t in others else re.escape(t) for t in shortest(wanted, modules)]
 
 
 def regex(wanted: Collection[str], modules: Collection[str]) -> str:
