@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class Adapter(nn.Module):
     """Base of every adapter; subclasses define `forward`, `merge`, or both.
 
-    `joint(host, groups, args, kwargs)`, where given (a staticmethod), replaces both: it serves all rows of a host together, because what
-    they share (the layout of a batch, the attention function) cannot be done one group of rows after the other.
-    `groups` lists (row numbers or None for all, stack of adapters).
+    `joint(host, groups, args, kwargs)`, where given (a staticmethod), replaces both: it serves all rows of a host
+    together, because what they share (the layout of a batch, the attention function) cannot be done one group after
+    the other. `groups` lists (row numbers or None for all, stack of adapters).
     """
 
     joint: ClassVar[Callable[..., Any] | None] = None

@@ -72,7 +72,8 @@ class Switched:
         state.set(
             tuple(n for n in self.active if n in there), rows, {n: c for n, c in self.strength.items() if n in there}
         )
-        refresh(self.model)
+        for name, own in held(self.model, state).items():
+            own.learn(state.trains(name))
 
 
 def switch_of(model: nn.Module) -> Switch:
@@ -145,8 +146,7 @@ def switch(
     touched = {*state.on, *every}
     state.set(wanted, each, strength)
     for name in touched:
-        for adapter in held(model, state).get(name, ()):
-            adapter.learn(state.trains(name))
+        held(model, state)[name].learn(state.trains(name))
     return before
 
 
@@ -190,24 +190,41 @@ def rigid(model: nn.Module, state: Switch, strength: Mapping[str, float]) -> lis
     return [
         Problem("has no strength", n, got=repr(state.attached[n].method), fix="switch it on or off")
         for n in strength
-        if any(a.joint is not None for a in held(model, state).get(n, ()))
+        if any(a.joint is not None for a in held(model, state)[n].adapters)
     ]
 
 
-# switch -> its adapters by name; beside the switch, so that copying a part of a model does not copy all of it
-_held: WeakKeyDictionary[Switch, dict[str, list[Any]]] = WeakKeyDictionary()
+@dataclass(eq=False)
+class Held:
+    """The adapters of one name, and those of their parameters that train when it does."""
+
+    adapters: list[Any] = field(default_factory=list)
+    trained: list[nn.Parameter] = field(default_factory=list)
+
+    def learn(self, on: bool) -> None:
+        for p in self.trained:
+            p.requires_grad = on
 
 
-def held(model: nn.Module, state: Switch) -> dict[str, list[Any]]:
-    """The adapters by name, found once for every attach and detach."""
+# switch -> what it holds by name; beside the switch, so that copying a part of a model does not copy all of it
+_held: WeakKeyDictionary[Switch, dict[str, Held]] = WeakKeyDictionary()
+
+
+def held(model: nn.Module, state: Switch) -> dict[str, Held]:
+    """What is held by name, found once for every attach and detach."""
     from featherweight.core.host import hosts
 
     if state not in _held:
-        found: dict[str, list[Any]] = {}
+        found = _held[state] = {}
         for _, host in hosts(model):
             for name, adapter in host.adapters.items():
-                found.setdefault(name, []).append(adapter)
-        _held[state] = found
+                found.setdefault(name, Held()).adapters.append(adapter)
+        for name, own in found.items():
+            for adapter in own.adapters:
+                adapter.learn(True)
+            every = {id(p): p for adapter in own.adapters for p in adapter.parameters()}
+            own.trained += [p for p in every.values() if p.requires_grad]
+            own.learn(state.trains(name))
     return _held[state]
 
 
@@ -216,6 +233,4 @@ def refresh(model: nn.Module) -> None:
     state = switch_of(model)
     state.turn = []
     _held.pop(state, None)
-    for name, adapters in held(model, state).items():
-        for adapter in adapters:
-            adapter.learn(state.trains(name))
+    held(model, state)

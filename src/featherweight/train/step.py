@@ -20,6 +20,7 @@ from featherweight.core import state as core
 from featherweight.core.adapter import Adapter
 from featherweight.core.errors import FeatherweightError, InputError, Problem, listed
 from featherweight.core.method import Method
+from featherweight.core.switch import refresh
 from featherweight.tasks import Task
 from featherweight.train import finite
 from featherweight.train.audit import audit, watching
@@ -65,6 +66,7 @@ class Stepper:
         reseed(self.settings.seed, "prepare")
         for method, adapters in self.trained.values():
             method.prepare(self.model, adapters, self.batches())
+        refresh(self.model)  # a start may bring parameters of its own
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
         """The global batches of the first epoch, as `prepare` gets them."""
