@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.models import inputs, logits, tiny
+from support.models import disturb, inputs, logits, tiny
 from torch import nn
 
 import featherweight as fw
@@ -117,3 +117,18 @@ def test_heads_are_kept_per_adapter() -> None:
 def test_trainable_prints_its_line() -> None:
     model = fw.attach(tiny("llama"), fw.LoRA(rank=4))
     assert repr(fw.trainable(model)) == "trainable params: 896 || all params: 22,752 || trainable%: 3.9381"
+
+
+def test_bitfit_makes_biases_where_there_are_none() -> None:
+    model = tiny("llama")
+    before = logits(model, inputs("llama"))
+    fw.attach(model, fw.BitFit(create=True, targets=("attention", "up")))
+    d, kv, f, layers = 32, 16, 48, 2
+    assert fw.trainable(model).trainable == layers * (2 * d + 2 * kv + f)
+    assert torch.equal(logits(model, inputs("llama")), before)
+    disturb(model)
+    x = torch.randn(1, 3, d)
+    query = model.model.layers[0].self_attn.q_proj
+    torch.testing.assert_close(query(x) - x @ query.weight.T, query.adapters["default"].bias.expand(1, 3, d))
+    with pytest.raises(fw.NotMergeable):
+        fw.merge(model)
