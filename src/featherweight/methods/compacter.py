@@ -1,0 +1,88 @@
+"""Compacter: Houlsby's bottlenecks with both matrices as sums of Kronecker products of small ones.
+
+    D = Σᵢ Aᵢ ⊗ (Sᵢ Tᵢ)     i = 1 … n;   Aᵢ (n, n),  Sᵢ (in/n, ρ),  Tᵢ (ρ, out/n)          y = x D + c
+
+ρ (in + out) + out parameters per matrix; the rule A (n, n, n) once for the whole model, or per matrix with
+`shared_rule=False`. Places are Houlsby's (two per block); `plus=True` is Compacter++, Pfeiffer's (one per block). A
+starts at N(0, 1e-4) (0.01 where it is not shared), S and T Glorot-normal, biases at 0: near the identity. Cannot be
+merged.
+Source: Mahabadi et al. 2021, "Compacter", arXiv:2106.04647; rule: Zhang et al. 2021, arXiv:2102.08597.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.core.adapter import Adapter
+from featherweight.core.errors import InputError, Problem
+from featherweight.core.method import Method
+from featherweight.core.places import Place, Plan
+from featherweight.core.replace import replacement
+from featherweight.methods.bottleneck import Bottleneck, Shared, check, resembling, size
+
+
+@dataclass(frozen=True, repr=False)
+class Compacter(Method):
+    """`rank` is ρ, `n` the number of Kronecker products; `skip` and `drop` are AdapterDrop's."""
+
+    reduction: float = 32
+    bottleneck: int | None = None
+    n: int = 4
+    rank: int = 1
+    shared_rule: bool = True
+    plus: bool = False
+    norms: bool = False
+    activation: str = "gelu"
+    dropout: float = 0.0
+    skip: int = 0
+    drop: int = 0
+
+    paper: ClassVar[str] = "Mahabadi et al. 2021, arXiv:2106.04647"
+    place: ClassVar[str] = "as Houlsby; plus: as Pfeiffer"
+    mergeable: ClassVar[bool] = False
+    near: ClassVar[float] = 0.001
+    lr: ClassVar[float] = 3e-3
+    lr_source: ClassVar[str] = "Liu et al. 2022: 3e-3 with Adafactor, 500 steps; Mahabadi et al. 2021 the same"
+
+    def hosts(self, model: nn.Module) -> Sequence[Place]:
+        check(self)
+        plan = Plan(model, self.skip)
+        norms = list(plan.norms()) if self.norms and not self.plus else []
+        return list(plan.sums()) if self.plus else [*plan.attention(cross=False), *plan.feedforward(), *norms]
+
+    def shared(self, model: nn.Module) -> Shared:
+        check(self, len(Plan(model).blocks))
+        return Shared(self.drop)
+
+    def build(self, site: Place, shared: Shared) -> Adapter:  # type: ignore[override]
+        if site.role == "norm" and not self.plus:
+            return replacement(site, shared.copies)
+        if self.shared_rule and shared.rule is None:
+            shared.rule = nn.Parameter(torch.empty(self.n, self.n, self.n, **resembling(site)).normal_(std=1e-4))
+        b = size(self, site.width)
+        if site.width % self.n or b % self.n or self.n < 1:
+            got = f"n {self.n}, width {site.width}, bottleneck {b}"
+            raise InputError(Problem("n must divide the width and the bottleneck", f"{site}: method.n", got=got))
+        down, up = (Kronecker(i, o, self, shared.rule, resembling(site)) for i, o in ((site.width, b), (b, site.width)))
+        return Bottleneck(site, self, shared, down, up)
+
+
+class Kronecker(nn.Module):
+    """phm_rule (n, n, n), W_left (n, in/n, ρ), W_right (n, ρ, out/n), bias (out,)."""
+
+    def __init__(self, into: int, out: int, method: Compacter, rule: nn.Parameter | None, like: dict[str, Any]):
+        super().__init__()
+        n, rank = method.n, method.rank
+        self.phm_rule = nn.Parameter(torch.empty(n, n, n, **like).normal_(std=0.01)) if rule is None else rule
+        self.W_left = nn.Parameter(torch.empty(n, into // n, rank, **like))
+        self.W_right = nn.Parameter(torch.empty(n, rank, out // n, **like))
+        self.bias = nn.Parameter(torch.zeros(out, **like))
+        for factor in (*self.W_left.data, *self.W_right.data):
+            nn.init.xavier_normal_(factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        W = torch.einsum("nij,nkr,nrl->ikjl", self.phm_rule, self.W_left, self.W_right)  # (n, in/n, n, out/n)
+        return x @ W.reshape(-1, len(self.bias)) + self.bias
