@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from support.models import disturb, tiny
 
-from featherweight.checkpoint.files import read_json, read_tensors, write_json, write_tensors
+from featherweight.checkpoint.files import WEIGHTS, read_json, read_tensors, write_json, write_tensors
 from featherweight.checkpoint.load import load
 from featherweight.checkpoint.save import save
 from featherweight.core.attach import attach
@@ -103,27 +103,63 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
+@pytest.mark.parametrize("step", ["put", "sync"])
 @pytest.mark.parametrize("at", ["adapter_model", "adapter_config"])
 @pytest.mark.parametrize(
     ("number", "says"), [(28, "No space left on device"), (30, "Read-only file system"), (122, "quota")]
 )
 def test_a_folder_that_takes_no_file(
-    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, says: str
+    at: str, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, says: str
 ) -> None:
     """The disk fills while the tensors are written, or nothing may be written: the adapter from before is whole."""
     model = adapted()
     save(model, tmp_path)
     before = snapshot(tmp_path)
 
-    def full(path: str) -> None:
+    def full(path: str, *_: Any) -> None:
         if at in path:
             raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("featherweight.checkpoint.files.sync", full)
+    monkeypatch.setattr(f"featherweight.checkpoint.files.{step}", full)
     disturb(model)
     with pytest.raises(InputError, match=f"(?i){says}.*nothing was changed"):
-        save(model, tmp_path)
+        save(model, tmp_path, durable=step == "sync")
     assert snapshot(tmp_path) == before
+
+
+def test_a_durable_write_reaches_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both files and the folder are fsynced, the files while they still have temporary names; a plain write waits for
+    none."""
+    synced: list[tuple[str, bool]] = []
+    monkeypatch.setattr(
+        "featherweight.checkpoint.files.sync", lambda path: synced.append((path, (tmp_path / WEIGHTS).exists()))
+    )
+    save(adapted(), tmp_path, durable=True)
+    assert [Path(path).name.split(".")[1:2] for path, _ in synced[:2]] == [["adapter_model"], ["adapter_config"]]
+    assert [exists for _, exists in synced] == [False, False, True, True]
+    assert {path for path, _ in synced[2:]} == {str(tmp_path)}
+    synced.clear()
+    save(adapted(), tmp_path)
+    assert not synced
+
+
+def test_the_same_file_as_the_library_writes(tmp_path: Path) -> None:
+    """Tensors of every dtype, of no and of zero size: byte for byte what safetensors itself writes."""
+    tensors = {
+        f"{name}.{dtype}".replace("torch.", ""): torch.randn(shape).to(dtype)
+        for dtype in (torch.float16, torch.float32, torch.bfloat16, torch.float64)
+        for name, shape in [("b", (3, 2)), ("a", (5,)), ("one", ()), ("none", (0, 4))]
+    }
+    write_tensors(tmp_path / "ours", tensors, {})
+    save_file(tensors, tmp_path / "theirs", {"format": "pt"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_large_values_are_no_infinity(tmp_path: Path) -> None:
+    """Their sum overflows; they do not."""
+    large = {"w": torch.full((8,), 3e38), "h": torch.full((4,), 6e4, dtype=torch.float16)}
+    write_tensors(tmp_path / "w", large, {})
+    assert all(torch.equal(t, large[k]) for k, t in read_tensors(tmp_path / "w")[0].items())
 
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:

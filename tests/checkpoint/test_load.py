@@ -69,10 +69,10 @@ def test_slices_of_unequal_scale(tmp_path: Path) -> None:
     for block in loaded.transformer.h:
         block.attn.c_attn.adapters["default"].of["value"].scale *= 5 / 3
     from featherweight.checkpoint.entry import unpacked
-    from featherweight.checkpoint.save import plan
+    from featherweight.checkpoint.save import table
     from featherweight.core.state import load_state
 
-    load_state(loaded, "default", unpacked(plan(loaded, "default")[1], stored, WEIGHTS))
+    load_state(loaded, "default", unpacked(table(loaded, "default"), stored, WEIGHTS))
     assert equal(state(loaded, "default"), before)
     from peft import PeftModel
 

@@ -122,18 +122,18 @@ def test_one_step_of_training(arch: str, method: Any, tmp_path: Path, judge: Jud
     from peft import PeftModel, get_peft_model_state_dict
 
     from featherweight.checkpoint.entry import packed
-    from featherweight.checkpoint.save import plan
+    from featherweight.checkpoint.save import table
     from featherweight.core.state import state
 
     model = made(arch, method)
     save(model, tmp_path)
-    before = {k: t.clone() for k, t in packed(plan(model, "default")[1], state(model, "default")).items()}
+    before = {k: t.clone() for k, t in packed(table(model, "default"), state(model, "default")).items()}
     theirs = PeftModel.from_pretrained(tiny(arch), str(tmp_path), is_trainable=True).eval()
     for each in (model, theirs):
         params = [p for p in each.parameters() if p.requires_grad]
         each(**inputs(arch)).logits.square().mean().backward()
         torch.optim.SGD(params, lr=0.1).step()
-    ours, peers = packed(plan(model, "default")[1], state(model, "default")), get_peft_model_state_dict(theirs)
+    ours, peers = packed(table(model, "default"), state(model, "default")), get_peft_model_state_dict(theirs)
     assert sorted(ours) == sorted(peers)
     assert max(float((ours[k] - before[k]).abs().max()) for k in ours) > 1e-5
     assert all((ours[k] - peers[k]).abs().max() <= 1e-6 for k in ours)

@@ -1,29 +1,31 @@
 """Safetensors and JSON, strict: nothing half-written, nothing half-read, no pickle.
 
-A write goes to a temporary file in the same folder, is fsynced and renamed; a read checks the header, every dtype and
-that every value is finite. All that is wrong with a file is one InputError that names the file and its tensors.
+A write goes to a temporary file in the same folder and is renamed, so that a stopped process leaves the former file or
+the new one; a `durable` one is fsynced first, so that a machine that loses power does too. A read checks the header,
+every dtype and that every value is finite. All that is wrong with a file is one InputError that names the file and its
+tensors.
 """
 
 import contextlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from featherweight.core.errors import FeatherweightError, InputError, Problem, raise_all
+from featherweight.core.errors import InputError, Problem, raise_all
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "pytorch_adapter.bin", "pytorch_model.bin")
 Writes = dict[Path, Callable[[str], None]]  # place -> what fills a file there
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -71,6 +73,8 @@ def present(path: Path) -> None:
 
 def unsound(tensors: Mapping[str, Tensor], where: str) -> Iterator[Problem]:
     """What makes tensors unusable as parameters: a dtype that is no float, NaN and infinity."""
+    if sound(tensors.values()):
+        return
     for key, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
             yield Problem("wrong dtype", f"{where}:{key}", "a float tensor", str(tensor.dtype).removeprefix("torch."))
@@ -81,47 +85,49 @@ def unsound(tensors: Mapping[str, Tensor], where: str) -> Iterator[Problem]:
             )
 
 
+def sound(tensors: Iterable[Tensor]) -> bool:
+    """Whether all is surely well: NaN and infinity reach the sum (and so does overflow: then each is looked at)."""
+    return all(t.dtype in FLOATS and math.isfinite(t.sum().item()) for t in tensors)
+
+
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors atomically. Raises InputError for values that are not finite or a folder that takes no file."""
-    atomic(tensor_file(path, tensors, metadata))
+    """Write tensors atomically and durably. Raises InputError for values that are not finite or a folder that takes no
+    file.
+    """
+    atomic(tensor_file(path, tensors, metadata), durable=True)
 
 
 def write_adapter(
-    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], metadata: Mapping[str, str], durable: bool
 ) -> None:
     """Write both files of an adapter: whole on disk under temporary names first, then renamed one after the other."""
-    atomic(tensor_file(folder / WEIGHTS, tensors, metadata) | json_file(folder / CONFIG, config))
+    atomic(tensor_file(folder / WEIGHTS, tensors, metadata) | json_file(folder / CONFIG, config), durable)
 
 
 def tensor_file(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Writes:
+    """A safetensors file, its tensors in the order that the safetensors library gives them; equal adapters, equal
+    bytes (that library's metadata come in random order).
+    """
     path = Path(path)
     raise_all(unsound(tensors, path.name))
-    whole = {key: tensor.detach().to("cpu").contiguous().clone() for key, tensor in tensors.items()}
+    sizes = list(FLOATS)
+    order = sorted(tensors, key=lambda key: (sizes.index(tensors[key].dtype), key))
+    whole = [tensors[key].detach().to("cpu").contiguous() for key in order]
     info = {"format": "pt"} | dict(metadata)
-
-    def write(temporary: str) -> None:
-        save_file(whole, temporary, metadata=info)
-        steady(temporary)
-
-    return {path: write}
-
-
-def steady(path: str) -> None:
-    """Sort the metadata in a safetensors header, which come in random order: equal adapters, equal bytes."""
-    with open(path, "r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        info = {"__metadata__": dict(sorted(header.pop("__metadata__").items()))}
-        text = json.dumps(info | header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) > size:
-            raise FeatherweightError(f"{path}: the header grew from {size} to {len(text)} bytes")
-        file.seek(8)
-        file.write(text.ljust(size))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(info.items()))}
+    end = 0
+    for key, t in zip(order, whole, strict=True):
+        start, end = end, end + t.numel() * t.element_size()
+        header[key] = {"dtype": FLOATS[t.dtype], "shape": list(t.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    parts = [len(text).to_bytes(8, "little"), text, *(memoryview(t.view(-1).view(torch.uint8).numpy()) for t in whole)]
+    return {path: lambda temporary: put(temporary, parts)}
 
 
 def json_file(path: str | Path, form: Mapping[str, Any]) -> Writes:
     text = json.dumps(form, indent=2, sort_keys=True) + "\n"
-    return {Path(path): lambda temporary: put(temporary, text)}
+    return {Path(path): lambda temporary: put(temporary, [text.encode()])}
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -140,16 +146,18 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def write_json(path: str | Path, form: Mapping[str, Any]) -> None:
-    """Write JSON atomically, keys sorted, indented by two: peft's style."""
-    atomic(json_file(path, form))
+    """Write JSON atomically and durably, keys sorted, indented by two: peft's style."""
+    atomic(json_file(path, form), durable=True)
 
 
-def put(path: str, text: str) -> None:
-    Path(path).write_text(text, encoding="utf-8")
+def put(path: str, parts: Iterable[bytes | memoryview]) -> None:
+    with open(path, "wb") as file:
+        file.writelines(parts)
 
 
-def atomic(writes: Writes) -> None:
-    """Let each write fill a temporary file beside its place and fsync it; when all are whole, rename them into place.
+def atomic(writes: Writes, durable: bool) -> None:
+    """Let each write fill a temporary file beside its place (`durable`: and fsync it); when all are whole, rename them
+    into place.
 
     On failure the places hold what they held, and no temporary file is left.
     """
@@ -162,11 +170,13 @@ def atomic(writes: Writes) -> None:
                 os.close(handle)
                 write(staged[path])
                 os.chmod(staged[path], 0o666 & ~umask())
-                sync(staged[path])
+                if durable:
+                    sync(staged[path])
         for path, temporary in staged.items():
             with writing(path):
                 os.replace(temporary, path)
-                sync(str(path.parent))
+                if durable:
+                    sync(str(path.parent))
     finally:
         for temporary in staged.values():
             Path(temporary).unlink(missing_ok=True)

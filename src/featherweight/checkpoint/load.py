@@ -20,7 +20,7 @@ from featherweight.checkpoint.peft.common import SHARED, base_name, brought, wan
 from featherweight.checkpoint.peft.names import PREFIX
 from featherweight.checkpoint.peft.table import for_type
 from featherweight.checkpoint.record import Record, digest, from_metadata
-from featherweight.checkpoint.save import plan
+from featherweight.checkpoint.save import table
 from featherweight.core.attach import attach, detach
 from featherweight.core.errors import Problem, did_you_mean, raise_all
 from featherweight.core.method import Method
@@ -84,7 +84,7 @@ def load(
     method, head = meant(model, stored)
     with undone(model, name), quiet_chance(model):
         attach(model, method, name, head=head, stack=stack, train=train)
-        _, entries = plan(model, name)
+        entries = table(model, name)
         tensors = without_copies(model, stored.tensors, entries, str(stored.folder / WEIGHTS))
         load_state(model, name, unpacked(entries, tensors, WEIGHTS))
     return model

@@ -1,8 +1,9 @@
 """`save`: an attached adapter as a folder that PEFT, and this library, can load."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from featherweight.checkpoint.entry import Entry, packed
 from featherweight.checkpoint.files import write_adapter
 from featherweight.checkpoint.fingerprint import fingerprint
+from featherweight.checkpoint.peft.codec import Adapters
 from featherweight.checkpoint.peft.common import base_name, brought, common, head_entries, head_paths, is_local
 from featherweight.checkpoint.peft.names import regex
 from featherweight.checkpoint.peft.table import for_method
@@ -20,15 +22,16 @@ from featherweight.core.errors import InputError, Problem
 from featherweight.core.host import base_modules
 from featherweight.core.method import Method
 from featherweight.core.state import adapters, state
-from featherweight.core.switch import switch_of
+from featherweight.core.switch import Attached, switch_of
 
 
-def save(model: nn.Module, folder: str | os.PathLike[str], name: str | None = None) -> None:
+def save(model: nn.Module, folder: str | os.PathLike[str], name: str | None = None, *, durable: bool = False) -> None:
     """Write the adapter `name` to `folder`: `adapter_config.json` and `adapter_model.safetensors`, in PEFT's format
     where PEFT has the method.
 
     Without a name the only adapter goes to the folder itself; of several, `default` goes there and each other one to
-    `folder/NAME`, as peft lays them out. Every file is written beside its place and renamed over it.
+    `folder/NAME`, as peft lays them out. Every file is written beside its place and renamed over it; `durable=True`
+    also waits until the disk has it (several times slower), as training does for what it keeps.
     Raises InputError for an unknown name, for values that are not finite and for a folder that cannot be written.
     """
     attached = switch_of(model).attached
@@ -36,46 +39,67 @@ def save(model: nn.Module, folder: str | os.PathLike[str], name: str | None = No
         raise InputError(Problem("nothing to save: the model has no adapters", fix="attach or load one first"))
     folder = Path(folder)
     if name is not None or len(attached) == 1:
-        save_one(model, folder, name if name is not None else next(iter(attached)))
+        save_one(model, folder, name if name is not None else next(iter(attached)), durable)
         return
     for each in attached:
-        save_one(model, folder if each == "default" else folder / each, each)
+        save_one(model, folder if each == "default" else folder / each, each, durable)
 
 
-def save_one(model: nn.Module, folder: Path, name: str) -> None:
-    config, entries = plan(model, name)
-    tensors = packed(entries, state(model, name))
-    write_adapter(folder, config, tensors, record(model, name, folder, config, tensors).to_metadata())
-
-
-def plan(model: nn.Module, name: str) -> tuple[dict[str, Any], list[Entry]]:
-    """The JSON and the table of tensors of an attached adapter."""
+def save_one(model: nn.Module, folder: Path, name: str, durable: bool) -> None:
     made, kept = adapters(model, name), state(model, name)
+    config, method = config_of(model, name, made)
+    tensors = packed(entries_of(model, name, made, kept), kept)
+    metadata = record(model, name, folder, config, tensors, method).to_metadata()
+    write_adapter(folder, config, tensors, metadata, durable)
+
+
+def config_of(model: nn.Module, name: str, made: Adapters) -> tuple[dict[str, Any], Method]:
+    """The JSON of an attached adapter, and its method as it goes on record."""
     attached = switch_of(model).attached[name]
-    codec = for_method(attached.method)
     heads = head_paths(model, made)
-    apart = heads if attached.head else []  # a head that the method itself trains is the method's to store
-    trunk = {path: a for path, a in made.items() if path not in apart}
-    own = codec.config(model, portable(attached.method, model), trunk)
-    entries = [*codec.entries(model, trunk, kept), *head_entries(made, apart, kept)]
-    return {"peft_type": codec.peft_type, **common(model, heads), **own}, entries
+    method, codec = portable(attached.method.recorded(made), model), for_method(attached.method)
+    own = codec.config(model, method, trunk(made, heads, attached))
+    return {"peft_type": codec.peft_type, **common(model, heads), **own}, method
+
+
+def entries_of(model: nn.Module, name: str, made: Adapters, kept: Mapping[str, Tensor]) -> list[Entry]:
+    """The table of an attached adapter's tensors; `kept` is its state."""
+    attached = switch_of(model).attached[name]
+    heads = head_paths(model, made)
+    own = for_method(attached.method).entries(model, trunk(made, heads, attached), kept)
+    return [*own, *(head_entries(made, heads, kept) if attached.head else [])]
+
+
+def table(model: nn.Module, name: str) -> list[Entry]:
+    """The table of an attached adapter's tensors: what its file holds, and where each goes."""
+    return entries_of(model, name, adapters(model, name), state(model, name))
+
+
+def trunk(made: Adapters, heads: Sequence[str], attached: Attached) -> Adapters:
+    """The adapters without the head's, unless the method itself trains the head: then it is the method's to store."""
+    return {path: a for path, a in made.items() if path not in heads} if attached.head else made
 
 
 def portable(method: Method, model: nn.Module) -> Method:
     """The method with every predicate replaced by a regex that hits the same modules: predicates have no file form."""
-    modules = dict(base_modules(model))
     picked = {f.name: getattr(method, f.name) for f in fields(method) if callable(getattr(method, f.name))}
+    modules = dict(base_modules(model)) if picked else {}
     hits = {key: regex([p for p, m in modules.items() if pick(p, m)], list(modules)) for key, pick in picked.items()}
     return replace(method, **hits) if hits else method
 
 
+@cache
+def release() -> str:
+    return version("featherweight")
+
+
 def record(
-    model: nn.Module, name: str, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    model: nn.Module, name: str, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], method: Method
 ) -> Record:
     attached, task = switch_of(model).attached[name], getattr(model, "task", None)
     return Record(
-        version=version("featherweight"),
-        method=portable(attached.method, model).to_dict(),
+        version=release(),
+        method=method.to_dict(),
         head=attached.head,
         task=task.to_dict() if task is not None else None,
         base=fingerprint(model, brought(model, tensors), base_name(model) or ""),

@@ -43,8 +43,9 @@ def save_pretrained(
     if not is_main_process:
         return
     folder = Path(save_directory)
-    save(self, folder)
-    if CHECKPOINT.fullmatch(folder.name):
+    checkpoint = bool(CHECKPOINT.fullmatch(folder.name))
+    save(self, folder, durable=checkpoint)
+    if checkpoint:
         write_tensors(folder / "model.safetensors", live(self), {})
 
 

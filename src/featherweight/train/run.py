@@ -174,7 +174,7 @@ def finish(loop: Loop, run: Run, trained: Trained, tokenizer: Any, form: dict[st
     assert run.output is not None
     folder = run.output
     for position, name in enumerate(trained):
-        save(loop.model, folder if position == 0 else folder / name, name)
+        save(loop.model, folder if position == 0 else folder / name, name, durable=True)
     tokenizer.save_pretrained(folder)
     p, best = loop.progress, None
     if loop.dev is not None and p.best_step is not None:
