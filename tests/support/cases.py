@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import featherweight as fw
 from featherweight.methods import IA3, BitFit, Full, Head, LayerNorm, LoRA
 from support.applies import refusal
 
@@ -16,6 +17,16 @@ METHODS: dict[str, Any] = {
     "lora-linear-rs": LoRA(rank=2, alpha=3, targets="linear", rank_stabilized=True, init="gaussian"),
     "lora-embedding-attention": LoRA(rank=2, targets=("embedding", "attention"), rank_pattern={"0.*": 3}),
     "ia3": IA3(),
+    "fishmask": fw.FishMask(density=0.02),
+    "intrinsic": fw.Intrinsic(dimension=200, seed=3),
+    "intrinsic-did": fw.Intrinsic(dimension=40, structure=False),
+    "houlsby": fw.Houlsby(bottleneck=4),
+    "houlsby-skip": fw.Houlsby(bottleneck=4, skip=1, norms=False, cross=True, activation="gelu"),
+    "pfeiffer": fw.Pfeiffer(bottleneck=4),
+    "lin": fw.Lin(bottleneck=4),
+    "parallel": fw.Parallel(bottleneck=4, scale="learned"),
+    "compacter": fw.Compacter(bottleneck=4),
+    "compacter-plus": fw.Compacter(bottleneck=8, plus=True, shared_rule=False, rank=2),
 }
 
 

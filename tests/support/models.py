@@ -25,8 +25,9 @@ DECODERS = ("gpt2", "llama", "neox", "phi3")
 ARCHITECTURES = (*ENCODERS, *DECODERS, "t5")
 # name -> its place in the zoo
 MORE = {
-    "deberta-v2": "deberta-v2", "distilbert": "distilbert", "opt": "opt", "bloom": "bloom", "falcon": "falcon-multi-query",
-    "mixtral": "mixtral", "qwen3": "qwen3", "gemma": "gemma", "bart": "bart", "whisper": "whisper", "vit": "vit",
+    "deberta-v2": "deberta-v2", "distilbert": "distilbert", "opt": "opt", "bloom": "bloom",
+    "falcon": "falcon-multi-query", "mixtral": "mixtral", "qwen3": "qwen3", "gemma": "gemma", "bart": "bart",
+    "whisper": "whisper", "vit": "vit",
 }  # fmt: skip
 EVERY = (*ARCHITECTURES, *MORE, "unet")
 PAIRS = ("t5", "bart", "whisper")  # encoder and decoder

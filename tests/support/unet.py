@@ -1,7 +1,7 @@
 """A transformer inside a UNet, as diffusion models have it: image tokens attend to themselves and to a text.
 
-The names are diffusers' own (`proj_in transformer_blocks attn1.to_q attn1.to_out.0 attn2 ff.net.0.proj ff.net.2`), so that
-what works here finds its places there.
+The names are diffusers' own (`proj_in transformer_blocks attn1.to_q attn1.to_out.0 attn2 ff.net.0.proj ff.net.2`), so
+that what works here finds its places there.
 """
 
 from torch import Tensor, nn
