@@ -1,0 +1,239 @@
+"""Virtual tokens: one layout for all rows of a batch, made where a model has looked up its embeddings.
+
+    decoder   pads  P₁ … Pₙ  x₁ … xₜ     beside the first real token (sliding windows); the last place stays the last
+    encoder   P₁ … Pₙ  x₁ … xₜ  pads     from the first place on, which heads read and positions count from
+
+Every row has its own tokens, as many as it has; shorter rows get more pads. Masks, position ids and token types grow
+along. What comes out is cut back to the input's length (`hidden_states` too); attentions and the cache stay whole.
+
+    seat                                   what else happens
+    trunk (decoders, encoders by token)    cut back: head, loss and pooling by `input_ids` see the input's length
+    the whole model (encoders that         its head reads the states as they are
+      classify sequences)
+    encoder, decoder                       the encoder grows, and the decoder's mask of it
+
+A method gives each seat a `Virtual`.
+"""
+
+from collections.abc import Callable, Sequence
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from featherweight.core.adapter import Adapter
+from featherweight.core.base import Base
+from featherweight.core.errors import InputError, Problem
+from featherweight.core.host import base_modules, frozen_class
+from featherweight.core.order import (
+    Batch,
+    Frame,
+    cut_back,
+    known,
+    ordered,
+    positions,
+    returned,
+    standing_before,
+)
+from featherweight.core.rows import Plan, nest
+from featherweight.core.site import Site
+
+Groups = Sequence[tuple[Tensor | None, tuple[Adapter, ...]]]
+LAID = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids", "labels")
+
+
+def seats(model: nn.Module) -> list[Site]:
+    """Where virtual tokens enter a model: role "tokens", and "across" for a decoder that looks at their encoder.
+
+    Raises InputError for a model that reads no token ids.
+    """
+    base = getattr(model, "base_model", None)
+    trunk: Any = base if isinstance(base, nn.Module) else model
+    if encodes(model):
+        found = [(trunk.get_encoder(), "tokens"), (trunk.get_decoder(), "across")]
+    else:
+        found = [(model if reads_states(model, trunk) else trunk, "tokens")]
+    host = found[0][0]
+    if not {"input_ids", "inputs_embeds"} <= set(parameters(host)):
+        raise InputError(
+            Problem("reads no token embeddings among which virtual tokens could stand", type(model).__name__)
+        )
+    if float(getattr(host, "embed_scale", None) or 1) != 1:
+        raise InputError(Problem("scales its embeddings outside of their module", type(model).__name__))
+    paths = {id(m): p for p, m in base_modules(model)}
+    return [Site(paths[id(m)], m, role) for m, role in found]
+
+
+def encodes(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def reads_states(model: nn.Module, trunk: nn.Module) -> bool:
+    """Whether the model classifies sequences with an encoder: its head reads the states themselves, the first place."""
+    whole = "ForSequenceClassification" in frozen_class(model).__name__ and "past_key_values" not in parameters(model)
+    return trunk is not model and whole and {"input_ids", "inputs_embeds"} <= set(parameters(model))
+
+
+def parameters(module: nn.Module) -> tuple[str, ...]:
+    return tuple(signature(frozen_class(module).forward).parameters)[1:]
+
+
+def frame(site: Site) -> Frame:
+    """How the host at a seat of tokens takes a sequence."""
+    host: Any = site.module
+    trunk = getattr(host, "base_model", host)
+    decoding = [m.is_decoder for _, m in base_modules(trunk) if hasattr(m, "is_decoder")]
+    tables = [m for p, m in base_modules(trunk) if isinstance(m, nn.Embedding) and "position" in p]
+    pads = [m.padding_idx for m in tables if m.padding_idx is not None]
+    return Frame(
+        parameters(host),
+        int(host.get_input_embeddings().weight.shape[1]),
+        causal="past_key_values" in parameters(trunk) and all(decoding),
+        cut=not encodes(host),
+        offset=pads[0] + 1 if pads else 0,
+    )
+
+
+class Virtual(Adapter):
+    """Adds `count` tokens and moves positions by `shift` more; `frame` is its seat's."""
+
+    shift: int = 0
+
+    def __init__(self, frame: Frame, count: int = 0):
+        super().__init__()
+        self.frame, self.count = frame, count
+
+    def tokens(self) -> Tensor | None:
+        """(count, d), in the space of the embeddings; None for none."""
+        return None
+
+    def places(self, given: dict[str, Any], mask: Tensor) -> Tensor | None:
+        """(rows, count): the place in the input that each stands before, t for behind the last; None: the first token.
+
+        `given` holds the rows' inputs by name, `mask` (rows, t) what is no pad. Only asked when the cache is empty.
+        """
+        return None
+
+    @staticmethod
+    def joint(host: Any, groups: Groups, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return lay_out(host, groups, args, kwargs)
+
+
+class Across(Adapter):
+    """On a decoder whose encoder has `count` virtual tokens."""
+
+    def __init__(self, names: tuple[str, ...], count: int):
+        super().__init__()
+        self.names, self.count = names, count
+
+    @staticmethod
+    def joint(host: Any, groups: Groups, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return widen(host, groups, args, kwargs)
+
+
+def beneath(host: Any, groups: Groups, rows: int, kind: type[Adapter]) -> Callable[..., Any]:
+    """The host with what else sits on it."""
+    rest = [tuple(a for a in stack if not isinstance(a, kind)) for _, stack in groups]
+    if len(groups) == 1 or not any(rest):
+        return Base(host, rest[0])
+    index = [i for i, _ in groups if i is not None]
+    plan = Plan(None, rows, index[0].device, list(zip(index, rest, strict=True)), torch.cat(index).argsort())
+    return lambda **given: nest(host, plan, (), given)
+
+
+def lay_out(host: Any, groups: Groups, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The host over its input with every row's virtual tokens in it."""
+    own = [(rows, [a for a in stack if isinstance(a, Virtual)]) for rows, stack in groups]
+    shape: Frame = next(a.frame for _, stack in own for a in stack)
+    given = dict(zip(shape.names, args, strict=False)) | kwargs
+    like = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
+    if like is None:
+        raise InputError(Problem("neither input_ids nor inputs_embeds", type(host).__name__))
+    batch = Batch(given, own, like.shape[0], like.shape[1], like.device)
+    past = given.get("past_key_values")
+    seen = int(past.get_seq_length()) if past is not None else 0
+    if batch.most:
+        check(batch, seen, past)
+    changed, back = arranged(host, batch, shape, seen)
+    out = beneath(host, groups, batch.rows, Virtual)(**given | changed)
+    return out if back is None or not shape.cut else cut_back(out, back, batch.rows, batch.most + batch.length)
+
+
+def check(batch: Batch, seen: int, past: Any) -> None:
+    """Raise InputError for inputs among which virtual tokens cannot be laid."""
+    given, found = batch.given, []
+    mask, places = given.get("attention_mask"), given.get("position_ids")
+    if getattr(past, "is_compileable", False):
+        what = "a static cache has neither room nor mask for virtual tokens"
+        found.append(Problem(what, "past_key_values", got=type(past).__name__, fix='cache_implementation="dynamic"'))
+    elif mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+        got = str(tuple(mask.shape)) if isinstance(mask, Tensor) else type(mask).__name__
+        found.append(Problem("virtual tokens need a plain mask", "attention_mask", "(rows, length)", got))
+    elif mask is not None and mask.shape[1] != batch.length + max(seen - batch.most, 0):
+        want, got = f"{batch.length + max(seen - batch.most, 0)} places", f"{mask.shape[1]}"
+        found.append(Problem("the mask does not fit the input and the cache", "attention_mask", want, got))
+    if not seen:
+        found += [
+            Problem("has a value for each token, and none for virtual ones", name)
+            for name, v in given.items()
+            if name not in LAID and isinstance(v, Tensor) and v.dim() > 1 and v.shape[:2] == (batch.rows, batch.length)
+        ]
+    if places is not None and (places.dim() != 2 or (mask is None and restarts(places))):
+        what = "virtual tokens stand in rows of one example, with positions of one axis"
+        found.append(Problem(what, "position_ids", got=str(tuple(places.shape)), fix="leave packing out"))
+    if found:
+        raise InputError(*found)
+
+
+def restarts(places: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and bool((places[:, 1:] <= places[:, :-1]).any())
+
+
+def arranged(host: Any, batch: Batch, shape: Frame, seen: int) -> tuple[dict[str, Any], Any]:
+    """The inputs that change, and what of (rows, N+t) stands for the input's places; None where nothing grew."""
+    given, N = batch.given, batch.most
+    real, on = known(batch, seen), batch.own(shape.causal)
+    at = None if seen or not N else standing_before(batch, real, shape.causal)
+    plain = given.get("attention_mask") is None and at is None and batch.even
+    order = ordered(real, on, at, shape.causal)
+    wide = torch.cat([on.to(real.dtype), real], 1).gather(1, order)
+    changed = positions(batch, shape, order, wide, on, at, seen, plain)
+    if N and not plain:
+        changed["attention_mask"] = wide
+    if seen or not N:
+        return changed, None
+    x = given.get("inputs_embeds")
+    x = host.get_input_embeddings()(given["input_ids"]) if x is None else x
+    whole = torch.cat([batch.tokens(shape.width, shape.causal).to(x.dtype), x], 1)
+    laid = whole if plain else whole.gather(1, order[..., None].expand_as(whole))
+    changed |= {"input_ids": None, "inputs_embeds": laid}
+    if given.get("token_type_ids") is not None:
+        changed["token_type_ids"] = F.pad(given["token_type_ids"].expand(batch.rows, -1), (N, 0)).gather(1, order)
+    return changed, returned(order, N, shape.causal, at is None, plain)
+
+
+def widen(host: Any, groups: Groups, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A decoder whose mask of the encoder's states grows as they did."""
+    own = [(rows, [a for a in stack if isinstance(a, Across)]) for rows, stack in groups]
+    names = next(a.names for _, stack in own for a in stack)
+    given = dict(zip(names, args, strict=False)) | kwargs
+    states, mask = given.get("encoder_hidden_states"), given.get("encoder_attention_mask")
+    if states is not None:
+        batch = Batch(given, own, states.shape[0], states.shape[1], states.device)
+        if mask is None and not batch.even:
+            mask = torch.ones(batch.rows, batch.length - batch.most, dtype=torch.long, device=batch.device)
+        if mask is not None and mask.shape[-1] != batch.length:
+            given["encoder_attention_mask"] = widened(batch, mask)
+        call = beneath(host, groups, batch.rows, Across)
+    return call(**given) if states is not None else Base(host)(**given)
+
+
+def widened(batch: Batch, mask: Tensor) -> Tensor:
+    if mask.dim() != 2 or mask.shape[1] + batch.most != batch.length:
+        want = f"(rows, {batch.length - batch.most})"
+        what = "the mask does not fit the encoder's states"
+        raise InputError(Problem(what, "encoder_attention_mask", want, str(tuple(mask.shape))))
+    on = batch.own(causal=False)
+    return torch.cat([on.to(mask.dtype), mask], 1).gather(1, ordered(mask, on, None, causal=False))
