@@ -132,7 +132,7 @@ class Plan:
         """The norms of each block that are as wide as its residual stream."""
         for number, (path, _) in self.blocks:
             for site in self.inside("norm", path):
-                if site.module.weight.shape[0] == self.width(path):  # type: ignore[union-attr, index, operator]
+                if site.module.weight.shape[0] == self.width(path):
                     yield self.place(number, path, site)
 
     def ends(self) -> Iterator[Place]:
@@ -160,7 +160,8 @@ class Plan:
             down = downs[0]
             modules = dict(base_modules(block, path))
             around = [down.path[:i] for i, c in enumerate(down.path) if c == "." and i > len(path)]
-            holder = next((p for p in reversed(around) if any(u.path.startswith(f"{p}.") for u in ups)), None)
+            called = [p for p in around if not isinstance(modules[p], nn.ModuleList | nn.ModuleDict)]
+            holder = next((p for p in reversed(called) if any(u.path.startswith(f"{p}.") for u in ups)), None)
             if holder is not None:
                 yield self.place(number, path, Site(holder, modules[holder], "mlp"), beside)
                 continue
