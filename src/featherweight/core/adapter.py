@@ -5,7 +5,7 @@ It has at most two laws. The activation law `forward(base, *args)` runs around t
 over the rewritten tensors; without `merge` the adapter works but cannot be folded into weights.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ class Adapter(nn.Module):
     """
 
     joint: ClassVar[Callable[..., Any] | None] = None
+    elastic: ClassVar[tuple[str, ...]] = ()  # last names of 1-d tensors whose length a file decides, not the method
 
     def forward(self, base: "Base", *args: Any, **kwargs: Any) -> Any:
         """The host's output with this adapter on. `base(...)` is the host with the adapters below already applied."""
@@ -36,9 +37,18 @@ class Adapter(nn.Module):
             f"{type(self).__name__} has no weight law: it cannot be merged; keep it attached and save it"
         )
 
+    @property
+    def folds(self) -> bool:
+        """Whether it has a weight law."""
+        return type(self).merge is not Adapter.merge
+
     def learn(self, on: bool) -> None:
         """Turn training of the parameters on or off; methods with a frozen half override this."""
         self.requires_grad_(on)
+
+    def misfits(self, prefix: str, tensors: Mapping[str, Tensor]) -> Iterable[Problem]:
+        """What is wrong with tensors of the right names and shapes that are about to be loaded, keys after `prefix`."""
+        return ()
 
     def added(self) -> int:
         """How many parameters a model grows by with this adapter on (a replacement adds none)."""

@@ -38,15 +38,17 @@ class Base:
 
     @property
     def merged(self) -> dict[str, Tensor]:
-        """The tensors that the adapters below rewrite, folded."""
+        """The tensors that the adapters below rewrite, folded; those without a weight law rewrite none."""
         if not self.below:
             return {}
         base = Base(self.host, self.below[:-1])
-        return base.merged | self.below[-1].merge(base)
+        return base.merged | (self.below[-1].merge(base) if self.below[-1].folds else {})
 
     def using(self, weights: dict[str, Tensor]) -> Callable[..., Any]:
-        """The host's own forward over other tensors."""
-        return partial(self.host.frozen_class.forward, view(self.host, self.merged | weights))
+        """The host's own forward over other tensors, inside those adapters below that do not fold into any."""
+        ground = partial(self.host.frozen_class.forward, view(self.host, self.merged | weights))
+        around = tuple(a for a in self.below if not a.folds)
+        return Base(self.host, around, ground) if around else ground
 
 
 class Once(Base):

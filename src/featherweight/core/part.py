@@ -100,6 +100,10 @@ class Parts(Adapter):
                 merged[name] = part.paste(name, merged.get(name, W[name]), w)
         return merged
 
+    @property
+    def folds(self) -> bool:
+        return all(a.folds for a in self.of.values())
+
     def learn(self, on: bool) -> None:
         for adapter in self.of.values():
             adapter.learn(on)  # type: ignore[operator]

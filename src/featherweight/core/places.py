@@ -132,7 +132,7 @@ class Plan:
         """The norms of each block that are as wide as its residual stream."""
         for number, (path, _) in self.blocks:
             for site in self.inside("norm", path):
-                if site.module.weight.shape[0] == self.width(path):
+                if site.host.weight.shape[0] == self.width(path):
                     yield self.place(number, path, site)
 
     def ends(self) -> Iterator[Place]:

@@ -27,6 +27,10 @@ class Softened:
         plain = base(*args, **kwargs)
         return between(plain, self.adapter(Once(base, args, plain), *args, **kwargs), self.strength)
 
+    @property
+    def folds(self) -> bool:
+        return self.adapter.folds
+
     def merge(self, W: Any) -> dict[str, Tensor]:
         return {name: between(W[name], w, self.strength) for name, w in self.adapter.merge(W).items()}
 
