@@ -47,10 +47,21 @@ def save(model: nn.Module, folder: str | os.PathLike[str], name: str | None = No
 
 def save_one(model: nn.Module, folder: Path, name: str, durable: bool) -> None:
     made, kept = adapters(model, name), state(model, name)
+    kept = in_use(model, name, made, kept)
     config, method = config_of(model, name, made)
     tensors = packed(entries_of(model, name, made, kept), kept)
     metadata = record(model, name, folder, config, tensors, method).to_metadata()
     write_adapter(folder, config, tensors, metadata, durable)
+
+
+def in_use(model: nn.Module, name: str, made: Adapters, kept: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """What is saved for use: the adapter's state, or what its method exports in its place, and the head as it is."""
+    attached, heads = switch_of(model).attached[name], head_paths(model, made)
+    exported = attached.method.export(trunk(made, heads, attached))
+    if exported is None:
+        return kept
+    apart = tuple(f"{path}." for path in heads) if attached.head else ()
+    return exported | {k: t for k, t in kept.items() if k.startswith(apart)}
 
 
 def config_of(model: nn.Module, name: str, made: Adapters) -> tuple[dict[str, Any], Method]:

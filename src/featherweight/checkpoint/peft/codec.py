@@ -19,7 +19,8 @@ class Codec:
     """`fields`: the JSON keys that PEFT knows for this type beside the shared ones.
 
     `config(model, method, adapters)` gives the type's own fields, `entries(model, adapters, state)` its tensors,
-    `method(model, config, where)` the method that a foreign config means.
+    `method(model, config, where)` the method that a foreign config means. `fits`, where given, says which forms of the
+    method PEFT can express; the others are stored in our own type.
     """
 
     peft_type: str
@@ -27,6 +28,7 @@ class Codec:
     config: Callable[[nn.Module, Method, Adapters], dict[str, Any]]
     entries: Callable[[nn.Module, Adapters, Mapping[str, Tensor]], list[Entry]]
     method: Callable[[nn.Module, Mapping[str, Any], str], Method]
+    fits: Callable[[Any], bool] | None = None
 
 
 def typed(config: Mapping[str, Any], kinds: Mapping[str, Any], where: str) -> None:
