@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from featherweight.core.adapter import Adapter
 from featherweight.core.errors import InputError, Problem, raise_all
-from featherweight.core.host import base_modules, read
+from featherweight.core.host import read
 from featherweight.core.method import Method
 from featherweight.core.replace import master
 from featherweight.core.site import Site
-from featherweight.core.virtual import Across, Frame, Virtual, frame, parameters, seats
+from featherweight.core.order import Frame
+from featherweight.core.virtual import Across, Virtual, frame, parameters, seats
 
 INITS = ("vocabulary", "text", "random", "normal")
 COMMON = 5000
@@ -97,7 +98,7 @@ def start(model: nn.Module, seat: Site, method: Prompt) -> Tensor:
         drawn = torch.tensor((ids * -(-method.tokens // len(ids)))[: method.tokens], device=weight.device)
     else:
         drawn = torch.randint(min(COMMON, len(weight)), size[:1], device=weight.device)
-    return table(drawn).detach().to(dtype).clone()  # type: ignore[no-any-return]
+    return table(drawn).detach().to(dtype).clone()
 
 
 def text_ids(model: Any, text: str) -> list[int]:
