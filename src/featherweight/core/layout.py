@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from featherweight.core.errors import FeatherweightError, InputError, Problem
 from featherweight.core.host import base_modules, frozen_class
 from featherweight.core.part import spread, transposed
+from featherweight.core.switch import switch
 
 proven: dict[tuple[Any, ...], bool] = {}
 
@@ -138,7 +139,7 @@ def inner(model: nn.Module, path: str, module: Any, change: Callable[[Tensor], T
     model.eval()
     embedding: Any = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None  # type: ignore[operator]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), switch(model, None):  # what is attached already would blur the answer
             ids = torch.arange(5, device=module.weight.device)[None] % embedding.num_embeddings
             model(input_ids=ids)
         return None
