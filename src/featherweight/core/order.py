@@ -32,6 +32,7 @@ class Batch:
 
     given: dict[str, Any]
     groups: list[tuple[Tensor | None, list[Any]]]
+    counts: list[int]  # of virtual tokens, for each group
     rows: int
     length: int  # t
     device: torch.device
@@ -39,7 +40,6 @@ class Batch:
     def __post_init__(self) -> None:
         index = [i for i, _ in self.groups if i is not None]
         self.back = torch.cat(index).argsort() if len(index) > 1 else None
-        self.counts = [sum(a.count for a in stack) for _, stack in self.groups]
         self.most = max(self.counts)
         self.even = len(set(self.counts)) == 1
 

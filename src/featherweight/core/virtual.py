@@ -10,7 +10,8 @@ along. What comes out is cut back to the input's length (`hidden_states` too); a
     trunk (decoders, encoders by token)    cut back: head, loss and pooling by `input_ids` see the input's length
     the whole model (encoders that         its head reads the states as they are
       classify sequences)
-    encoder, decoder                       the encoder grows, and the decoder's mask of it
+    encoder                                grows, and the decoder's mask of it with it
+    decoder of an encoder-decoder          as a trunk, where it has tokens of its own
 
 A method gives each seat a `Virtual`.
 """
@@ -41,7 +42,10 @@ from featherweight.core.rows import Plan, nest
 from featherweight.core.site import Site
 
 Groups = Sequence[tuple[Tensor | None, tuple[Adapter, ...]]]
-LAID = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids", "labels")
+LAID = (
+    *("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids"),
+    *("labels", "encoder_hidden_states", "encoder_attention_mask"),
+)  # inputs that are laid out, or that have another length of their own
 
 
 def seats(model: nn.Module) -> list[Site]:
@@ -91,19 +95,22 @@ def frame(site: Site) -> Frame:
         parameters(host),
         int(host.get_input_embeddings().weight.shape[1]),
         causal="past_key_values" in parameters(trunk) and all(decoding),
-        cut=not encodes(host),
+        cut=not encodes(host) or site.role == "across",
         offset=pads[0] + 1 if pads else 0,
     )
 
 
 class Virtual(Adapter):
-    """Adds `count` tokens and moves positions by `shift` more; `frame` is its seat's."""
+    """Adds `count` tokens and moves positions by `shift` more; `frame` is its seat's.
+
+    On a decoder `across` is how many its encoder has.
+    """
 
     shift: int = 0
 
-    def __init__(self, frame: Frame, count: int = 0):
+    def __init__(self, frame: Frame, count: int = 0, across: int = 0):
         super().__init__()
-        self.frame, self.count = frame, count
+        self.frame, self.count, self.across = frame, count, across
 
     def tokens(self) -> Tensor | None:
         """(count, d), in the space of the embeddings; None for none."""
@@ -121,21 +128,9 @@ class Virtual(Adapter):
         return lay_out(host, groups, args, kwargs)
 
 
-class Across(Adapter):
-    """On a decoder whose encoder has `count` virtual tokens."""
-
-    def __init__(self, names: tuple[str, ...], count: int):
-        super().__init__()
-        self.names, self.count = names, count
-
-    @staticmethod
-    def joint(host: Any, groups: Groups, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return widen(host, groups, args, kwargs)
-
-
-def beneath(host: Any, groups: Groups, rows: int, kind: type[Adapter]) -> Callable[..., Any]:
+def beneath(host: Any, groups: Groups, rows: int) -> Callable[..., Any]:
     """The host with what else sits on it."""
-    rest = [tuple(a for a in stack if not isinstance(a, kind)) for _, stack in groups]
+    rest = [tuple(a for a in stack if not isinstance(a, Virtual)) for _, stack in groups]
     if len(groups) == 1 or not any(rest):
         return Base(host, rest[0])
     index = [i for i, _ in groups if i is not None]
@@ -146,19 +141,24 @@ def beneath(host: Any, groups: Groups, rows: int, kind: type[Adapter]) -> Callab
 def lay_out(host: Any, groups: Groups, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The host over its input with every row's virtual tokens in it."""
     own = [(rows, [a for a in stack if isinstance(a, Virtual)]) for rows, stack in groups]
-    shape: Frame = next(a.frame for _, stack in own for a in stack)
+    shape = next(a.frame for _, stack in own for a in stack)
     given = dict(zip(shape.names, args, strict=False)) | kwargs
     like = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
     if like is None:
         raise InputError(Problem("neither input_ids nor inputs_embeds", type(host).__name__))
-    batch = Batch(given, own, like.shape[0], like.shape[1], like.device)
+    batch = Batch(given, own, counts(own, "count"), like.shape[0], like.shape[1], like.device)
     past = given.get("past_key_values")
     seen = int(past.get_seq_length()) if past is not None else 0
     if batch.most:
         check(batch, seen, past)
     changed, back = arranged(host, batch, shape, seen)
-    out = beneath(host, groups, batch.rows, Virtual)(**given | changed)
+    changed |= across(batch)
+    out = beneath(host, groups, batch.rows)(**given | changed)
     return out if back is None or not shape.cut else cut_back(out, back, batch.rows, batch.most + batch.length)
+
+
+def counts(groups: Sequence[tuple[Any, Sequence[Any]]], of: str) -> list[int]:
+    return [sum(getattr(a, of) for a in stack) for _, stack in groups]
 
 
 def check(batch: Batch, seen: int, past: Any) -> None:
@@ -214,23 +214,20 @@ def arranged(host: Any, batch: Batch, shape: Frame, seen: int) -> tuple[dict[str
     return changed, returned(order, N, shape.causal, at is None, plain)
 
 
-def widen(host: Any, groups: Groups, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A decoder whose mask of the encoder's states grows as they did."""
-    own = [(rows, [a for a in stack if isinstance(a, Across)]) for rows, stack in groups]
-    names = next(a.names for _, stack in own for a in stack)
-    given = dict(zip(names, args, strict=False)) | kwargs
-    states, mask = given.get("encoder_hidden_states"), given.get("encoder_attention_mask")
-    if states is not None:
-        batch = Batch(given, own, states.shape[0], states.shape[1], states.device)
-        if mask is None and not batch.even:
-            mask = torch.ones(batch.rows, batch.length - batch.most, dtype=torch.long, device=batch.device)
-        if mask is not None and mask.shape[-1] != batch.length:
-            given["encoder_attention_mask"] = widened(batch, mask)
-        call = beneath(host, groups, batch.rows, Across)
-    return call(**given) if states is not None else Base(host)(**given)
+def across(batch: Batch) -> dict[str, Any]:
+    """A decoder's mask of its encoder's states, grown as they did."""
+    states, mask = batch.given.get("encoder_hidden_states"), batch.given.get("encoder_attention_mask")
+    other = counts(batch.groups, "across")
+    if states is None or not any(other) or (mask is None and len(set(other)) == 1):
+        return {}
+    over = Batch({}, batch.groups, other, states.shape[0], states.shape[1], states.device)
+    if mask is None:
+        mask = torch.ones(over.rows, over.length - over.most, dtype=torch.long, device=over.device)
+    return {"encoder_attention_mask": mask if mask.shape[-1] == over.length else widened(over, mask)}
 
 
 def widened(batch: Batch, mask: Tensor) -> Tensor:
+    """(rows, s) -> (rows, N+s)."""
     if mask.dim() != 2 or mask.shape[1] + batch.most != batch.length:
         want = f"(rows, {batch.length - batch.most})"
         what = "the mask does not fit the encoder's states"

@@ -21,10 +21,10 @@ from featherweight.core.adapter import Adapter
 from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.core.host import read
 from featherweight.core.method import Method
+from featherweight.core.order import Frame
 from featherweight.core.replace import master
 from featherweight.core.site import Site
-from featherweight.core.order import Frame
-from featherweight.core.virtual import Across, Virtual, frame, parameters, seats
+from featherweight.core.virtual import Virtual, frame, seats
 
 INITS = ("vocabulary", "text", "random", "normal")
 COMMON = 5000
@@ -32,11 +32,15 @@ COMMON = 5000
 
 @dataclass(frozen=True, repr=False)
 class Prompt(Method):
-    """`tokens` learned embeddings in front of the input. `init="text"` starts from the embeddings of `text`."""
+    """`tokens` learned embeddings in front of the input. `init="text"` starts from the embeddings of `text`.
+
+    `decoder=True` puts as many in front of the decoder of an encoder-decoder too (T-Few's count).
+    """
 
     tokens: int = 20
     init: str = "vocabulary"
     text: str = ""
+    decoder: bool = False
 
     paper: ClassVar[str] = "Lester et al. 2021, arXiv:2104.08691"
     place: ClassVar[str] = "in front of the input's embeddings"
@@ -47,7 +51,10 @@ class Prompt(Method):
 
     def hosts(self, model: nn.Module) -> Sequence[Site]:
         raise_all(self.problems(model))
-        return seats(model)
+        found = seats(model)
+        if self.decoder and len(found) < 2:
+            raise InputError(Problem("no encoder beside the decoder", "method.decoder", got=type(model).__name__))
+        return found
 
     def problems(self, model: nn.Module) -> list[Problem]:
         wrong = []
@@ -64,20 +71,20 @@ class Prompt(Method):
             wrong.append(Problem("a text needs the model's tokenizer", "method.init", fix=fix))
         return wrong
 
-    def shared(self, model: nn.Module) -> Tensor:
-        return start(model, seats(model)[0], self)
+    def shared(self, model: nn.Module) -> nn.Module:
+        return model
 
-    def build(self, site: Site, shared: Tensor) -> Adapter:
-        if site.role == "across":
-            return Across(parameters(site.module), self.tokens)
-        return Soft(frame(site), shared)
+    def build(self, site: Site, shared: nn.Module) -> Adapter:
+        if site.role == "across" and not self.decoder:
+            return Virtual(frame(site), across=self.tokens)
+        return Soft(frame(site), start(shared, site, self), across=self.tokens * (site.role == "across"))
 
 
 class Soft(Virtual):
     """prompt_embeddings (n, d)."""
 
-    def __init__(self, frame: Frame, start: Tensor):
-        super().__init__(frame, len(start))
+    def __init__(self, frame: Frame, start: Tensor, across: int = 0):
+        super().__init__(frame, len(start), across)
         self.prompt_embeddings = nn.Parameter(start)
 
     def tokens(self) -> Tensor:
