@@ -2,17 +2,24 @@
 
     python docs/tables.py        (make docs)
 
+Also writes docs/methods/: a page for each method, their index, and what applies where (`method_pages.py`).
+
 A table stands between `<!-- table: name -->` and `<!-- end -->`; the function of that name renders it. A test compares
 what stands there with what would be rendered, so that no figure is ever typed by hand.
 """
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+import method_pages  # noqa: E402
+from method_pages import markdown  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
 PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -23,31 +30,17 @@ def rendered() -> Iterator[tuple[Path, str]]:
         text = page.read_text()
         if PLACE.search(text):
             yield page, PLACE.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", text)
+    yield from method_pages.pages()
 
 
 def result(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
 def methods() -> str:
-    import featherweight.methods  # noqa: F401  # they make themselves known
-    from featherweight.core.method import Method
+    from featherweight.cli.schema import methods as known
 
-    rows = []
-    for _, method in sorted(Method.known.items()):
-        kind: Any = method
-        targets = getattr(kind(), "targets", "")
-        where = ", ".join(targets) if isinstance(targets, tuple) else targets
-        flags = ["yes" if flag else "no" for flag in (kind.mergeable, kind.per_row)]
-        rows.append(
-            [f"`{method.__name__}`", kind.place, f"`{where}`" if where else "", *flags, f"{kind.lr:g}", kind.paper]
-        )
-    return markdown(["method", "where it sits", "default targets", "merges", "per row", "lr", "paper"], rows)
+    return method_pages.table(sorted(known().values(), key=lambda m: m.__name__.lower()))
 
 
 def step() -> str:
@@ -126,8 +119,9 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def main() -> None:
-    for page, text in list(rendered()):
-        if page.read_text() != text:
+    method_pages.FOLDER.mkdir(exist_ok=True)
+    for page, text in [*rendered(), (method_pages.FOLDER / "applies.md", method_pages.applies())]:
+        if not page.exists() or page.read_text() != text:
             page.write_text(text)
             print(f"wrote {page.relative_to(ROOT)}")
 

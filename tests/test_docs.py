@@ -64,18 +64,47 @@ def test_the_screen_of_shell_runs(
     assert (folder / "answers.csv").read_text().count("\n") == 3
 
 
-def test_the_tables_are_those_of_the_classes_and_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def tables() -> Any:
     spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
     assert spec is not None
     assert spec.loader is not None
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
-    stale = [str(p.relative_to(ROOT)) for p, text in tables.rendered() if p.read_text() != text]
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_are_those_of_the_classes_and_the_results(tables: Any) -> None:
+    pages = dict(tables.rendered())
+    stale = [str(p.relative_to(ROOT)) for p, text in pages.items() if not p.exists() or p.read_text() != text]
     assert not stale, "run `make docs`"
+    methods = {p for p in pages if p.parent.name == "methods"}
+    assert set((ROOT / "docs" / "methods").glob("*.md")) == methods | {ROOT / "docs" / "methods" / "applies.md"}
+
+
+def test_what_applies_where_was_tried(tables: Any) -> None:
+    """Every number and every reason of the table, by attaching each method to each model."""
+    kept, now = (ROOT / "docs" / "methods" / "applies.md").read_text(), tables.method_pages.applies()
+    assert kept.splitlines() == now.splitlines(), "run `make docs`"
+
+
+def test_a_page_has_what_a_reader_needs(tables: Any) -> None:
+    """The equation, every field, the count or the source: what the docstrings of the methods owe."""
+    from featherweight.cli.schema import methods
+
+    for name, method in methods().items():
+        page = (ROOT / "docs" / "methods" / f"{name}.md").read_text()
+        assert page.count("```") >= 2, f"{name}: no equation"
+        assert "Source: " in page.split("## Facts")[0], f"{name}: its docstring names no source"
+        made: Any = method
+        for trait in ("paper", "place", "lr_source"):
+            assert getattr(made, trait), f"{name} does not set {trait}"
+            assert getattr(made, trait).replace("|", "\\|") in page
+        assert made.near == 0 or made.identity, f"{name}: near says nothing where it is not the identity"
 
 
 def test_links_lead_somewhere() -> None:
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())]
     dead = [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()]
     assert not dead

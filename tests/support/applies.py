@@ -51,7 +51,7 @@ def refusal(name: str, method: Method, arch: str) -> str | None:
     if row is not None:
         return None if row[arch].isdigit() else row[arch]
     found = tried(method, arch)
-    return None if isinstance(found, int) else reason(found)
+    return None if isinstance(found, int) else reason(found, method, arch)
 
 
 def written(method: Method) -> str:
@@ -59,7 +59,7 @@ def written(method: Method) -> str:
     return repr(method).replace("|", "\\|")
 
 
-def reason(error: fw.InputError) -> str:
-    """The first problem in short."""
-    first = error.problems[0]
-    return re.sub(r"\s+", " ", first.what)
+def reason(error: fw.InputError, method: Method, arch: str) -> str:
+    """The first problem in short, without what differs from case to case."""
+    what = error.problems[0].what.replace(repr(method), "it")
+    return re.sub(r"\s+", " ", what.replace(f" in {type(tiny(arch)).__name__}", ""))

@@ -1,7 +1,9 @@
 """`fw methods`: the table of methods, drawn from their classes; `fw methods lora`: one of them in full."""
 
 import inspect
+import re
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Annotated, Any
 
@@ -11,6 +13,11 @@ from featherweight.cli.schema import methods, noun_keys
 from featherweight.cli.screen import Shown
 from featherweight.cli.value import described
 from featherweight.core.errors import InputError, Problem, did_you_mean
+
+LEGEND = (
+    "merge: folds into plain weights; rows: may differ from row to row of a batch; PEFT: peft reads and writes it.",
+    "fw methods NAME shows a method's equation and fields.",
+)
 
 
 def command(name: Annotated[str | None, Parameter(help="A method, for its equation and fields.")] = None, /) -> Shown:
@@ -24,53 +31,82 @@ def command(name: Annotated[str | None, Parameter(help="A method, for its equati
 
 
 def facts(method: Any) -> dict[str, Any]:
-    """What the class says of itself."""
+    """What the class says of itself; `peft` is the type under which peft reads and writes it, None for none."""
+    from featherweight.checkpoint.peft.table import CODECS
+
     made = method()
+    codec = CODECS.get(method)
     return {
-        "paper": method.paper, "place": method.place, "mergeable": method.mergeable, "identity": method.identity,
-        "per_row": method.per_row, "lr": method.lr, "lr_source": method.lr_source,
+        "paper": made.paper, "place": made.place, "mergeable": made.mergeable, "identity": made.identity,
+        "near": made.near, "per_row": made.per_row, "lr": made.lr, "lr_source": made.lr_source,
+        "peft": codec.peft_type if codec else None, "targets": targets(getattr(made, "targets", ())),
         "fields": {f.name: plain(getattr(made, f.name)) for f in fields(method)},
     }  # fmt: skip
 
 
-def table(known: dict[str, Any]) -> Shown:
-    """One line per method."""
+def targets(value: Any) -> list[str]:
+    """The default targets, one by one; none where the method has no choice or makes its own."""
+    return [value] if isinstance(value, str) else list(value or ())
+
+
+def start(fact: Mapping[str, Any]) -> str:
+    """What attaching it does to the outputs, in words."""
+    if not fact["identity"]:
+        return "another function than the base's"
+    return f"the base, within {fact['near']:g} of its largest output" if fact["near"] else "the base, bit for bit"
+
+
+def table(known: Mapping[str, Any]) -> Shown:
+    """A few lines per method."""
     from rich import box
     from rich.table import Table
 
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("method", "where it sits", "targets", "merges", "lr", "paper"):
-        shown.add_column(title, overflow="fold", min_width=16 if title == "paper" else None)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=False)
+    for title, least in (("method", 13), ("where it sits; paper; source of the rate", 30), ("targets", 10), ("can", 6),
+                         ("lr", 6)):  # fmt: skip
+        shown.add_column(title, overflow="fold", min_width=least)
     found = {name: facts(method) for name, method in known.items()}
-    for name, fact in found.items():
-        targets = fact["fields"].get("targets", "")
-        shown.add_row(name, fact["place"], ", ".join(targets) if isinstance(targets, list) else targets,
-                      "yes" if fact["mergeable"] else "no", f"{fact['lr']:g}", fact["paper"])  # fmt: skip
-    return Shown({"methods": found}, (shown, "fw methods NAME shows a method's equation and fields."))
+    for name, fact in sorted(found.items()):
+        about = f"{fact['place']}\n{fact['paper']}\nlr: {fact['lr_source']}"
+        can = [word for word, key in (("merge", "mergeable"), ("rows", "per_row"), ("PEFT", "peft")) if fact[key]]
+        shown.add_row(name, about, "\n".join(fact["targets"]), "\n".join(can), f"{fact['lr']:g}")
+    return Shown({"methods": found}, (shown, *LEGEND))
 
 
 def page(name: str, method: Any) -> Shown:
-    """The module's docstring (equation, symbols, source) and the fields with their defaults."""
+    """The module's docstring (equation, symbols, source), the fields with their defaults, and the facts."""
     about = inspect.getdoc(sys.modules[method.__module__]) or ""
-    keys = noun_keys(method)
-    lines = [f"  --method.{k.name.replace('_', '-')}  {described(k.kind)}  [{k.default!r}]" for k in keys.values()]
+    keys, notes = noun_keys(method), told(method)
+    lines = [
+        f"  --method.{k.name.replace('_', '-')}  {described(k.kind)}  [{k.default!r}]"
+        + (f"  {notes[k.name]}" if k.name in notes else "")
+        for k in keys.values()
+    ]
     doc = inspect.getdoc(method) or ""
     fact = facts(method)
-    rate = f"Default learning rate {fact['lr']:g} ({fact['lr_source']})."
-    screen = (
-        about,
-        "",
-        f"fw train --method {name}",
-        *lines,
-        *(["", doc] if doc and "fields" in fact else []),
-        "",
-        rate,
-    )
+    screen = (about, "", f"fw train --method {name}", *lines, *(["", doc] if doc else []), "", *summary(fact))
     return Shown({"name": name, "about": about, **fact}, screen)
+
+
+def summary(fact: Mapping[str, Any]) -> Iterable[str]:
+    """The traits, a line each."""
+    merges = "Merges into plain weights" if fact["mergeable"] else "Cannot be merged: it stays an adapter"
+    rows = "may differ from row to row of a batch" if fact["per_row"] else "is one for the whole batch"
+    yield f"{merges}; {rows}. At the start it is {start(fact)}."
+    yield f"PEFT: {fact['peft']}." if fact["peft"] else "PEFT has no such type: kept in our own format."
+    yield f"Default learning rate {fact['lr']:g} ({fact['lr_source']})."
+
+
+def told(method: Any) -> dict[str, str]:
+    """What the comments behind a method's fields say of them: field -> comment."""
+    names = {f.name for f in fields(method)}
+    lines = "".join(inspect.getsource(kind) for kind in reversed(method.__mro__) if "methods" in kind.__module__)
+    found = re.findall(r"^    (\w+): [^#\n]*#[ ]*(.+)$", lines, re.MULTILINE)
+    return {name: about for name, about in found if name in names}
 
 
 def plain(value: Any) -> Any:
     """A default as JSON has it."""
-    if isinstance(value, tuple | list):
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return list(value)
-    return dict(value) if hasattr(value, "items") else value
+    return dict(value) if isinstance(value, Mapping) else value
