@@ -176,7 +176,7 @@ def test_a_penalty_counts_once_and_every_hook_is_called(train, lm_rows):
         def penalty(self, adapters):
             return sum((a.lora_B.weight.sum() for a in adapters.values()), torch.zeros(()))
 
-        def after_step(self, adapters, step):
+        def after_step(self, adapters, step, total):
             calls.append(("after_step", step))
 
     options = {"steps": 1, "optimizer": "sgd", "warmup": 0, "schedule": "constant", "clip": None, "lr": 1.0}

@@ -57,9 +57,13 @@ class Method(Noun):
         """A term added to the loss of each step; None for none."""
         return None
 
-    def after_step(self, adapters: Adapted, step: int) -> None:
-        """Called after each optimizer step, `step` counted from 1."""
+    def after_step(self, adapters: Adapted, step: int, total: int) -> None:
+        """Called after each optimizer step while its gradients are there, `step` counted from 1 to `total`."""
 
     def export(self, adapters: Adapted) -> dict[str, Tensor] | None:
         """What is saved for use where that differs from what resumes; None when the state itself is saved."""
         return None
+
+    def recorded(self, adapters: Adapted) -> "Method":
+        """The method as a file records it: with what training decided (ranks) and only the session knew (tokens)."""
+        return self

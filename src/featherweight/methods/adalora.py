@@ -1,0 +1,216 @@
+"""AdaLoRA: a budget of ranks, given to the matrices that need them while training.
+
+    h = W x + s · P diag(e) Q x        s = α/(r₀ + 1e-5)
+    penalty   γ · mean over all P, Q of ‖PᵀP − I‖_F and ‖QQᵀ − I‖_F
+
+Q (r₀, in) is `lora_A`, e (r₀, 1) `lora_E`, P (out, r₀) `lora_B`; e starts at 0 (so the start is the identity), P and Q
+at N(0, 0.02). r₀ (in + out + 1) parameters per matrix. Every `every` steps the triplets (Pⱼ, eⱼ, Qⱼ) of all matrices
+are ranked, and the e of those beyond the budget is set to 0:
+
+    b(t)    n r₀ until `start`; n (r + (r₀ − r)(1 − u)³), u from 0 to 1; n r for the last `final` steps, the ranks fixed
+    score   S(eⱼ) + mean S(Pⱼ) + mean S(Qⱼ),   S = Ī Ū,   I = |w ∂L/∂w|
+    Ī ← β₁ Ī + (1 − β₁) I      Ū ← β₂ Ū + (1 − β₂) |I − Ī|
+
+n matrices, r = `target_rank`. Merge: W + s P diag(e) Q. The paper squares the norms of the penalty and sums them; the
+released code, PEFT and this file do not. The scale keeps r₀ after pruning, as in PEFT.
+Source: Zhang et al. 2023, "Adaptive budget allocation for parameter-efficient fine-tuning", arXiv:2303.10512.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from featherweight.core.adapter import Adapter
+from featherweight.core.errors import InputError, Problem, raise_all
+from featherweight.core.method import Adapted, Method
+from featherweight.core.replace import master
+from featherweight.core.site import Site
+from featherweight.core.targets import Targets, resolve
+from featherweight.methods.lowrank import added
+
+FACTORS = ("lora_A", "lora_B", "lora_E")
+
+
+@dataclass(frozen=True, repr=False)
+class AdaLoRA(Method):
+    """`rank` is where every matrix starts, `target_rank` what they end with on average; `alpha=None` means 2 × rank.
+
+    `start`, `final` and `every` are steps, or shares of the run where below 1. `rank_pattern` says of a place which of
+    its ranks are kept: what a trained adapter's file records.
+    """
+
+    rank: int = 12
+    target_rank: int = 8
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: Targets = "linear"
+    start: float = 0.1
+    final: float = 0.5
+    every: float = 0.001
+    betas: tuple[float, float] = (0.85, 0.85)
+    orthogonality: float = 0.5
+    rank_pattern: Mapping[str, Sequence[bool]] = field(default_factory=dict)
+
+    paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.10512"
+    place: ClassVar[str] = "linear layers"
+    lr: ClassVar[float] = 1e-3
+    lr_source: ClassVar[str] = "Zhang et al. 2023, table 8: 5e-4 to 2.2e-3 on GLUE"
+
+    def hosts(self, model: nn.Module) -> Sequence[Site]:
+        self.check()
+        return resolve(model, self.targets, ("linear",))
+
+    def check(self) -> None:
+        share = sum(x for x in (self.start, self.final) if 0 <= x < 1)
+        wrong = [
+            (not 1 <= self.target_rank <= self.rank, "target_rank", f"1 to rank={self.rank}", self.target_rank),
+            (not 0 <= self.dropout < 1, "dropout", "0 <= p < 1", self.dropout),
+            (min(self.start, self.final) < 0 or share >= 1, "start", "start + final below the whole run", self.start),
+            (self.every <= 0, "every", "steps, or a share of the run", self.every),
+            (not all(0 < b < 1 for b in self.betas), "betas", "0 < β < 1", self.betas),
+            (self.orthogonality < 0, "orthogonality", "0 or more", self.orthogonality),
+        ]
+        raise_all(Problem("out of range", f"method.{n}", want, str(got)) for bad, n, want, got in wrong if bad)
+
+    def build(self, site: Site, shared: Any) -> Adapter:
+        most = min(site.host.weight.shape)
+        if not 1 <= self.rank <= most:
+            sides = f"1 to {most}, the smaller side of {tuple(site.host.weight.shape)}"
+            raise InputError(Problem("rank out of range", f"{site}: method.rank", sides, str(self.rank)))
+        alpha = 2 * self.rank if self.alpha is None else self.alpha
+        made = Triplets(site.host, self.rank, alpha / (self.rank + 1e-5), self.dropout)
+        if str(site) in self.rank_pattern:
+            made.kept.copy_(torch.tensor(self.rank_pattern[str(site)]))
+        return made
+
+    def penalty(self, adapters: Adapted) -> Tensor | None:
+        far = [d for t in triplets(adapters).values() for d in t.departures()]
+        return self.orthogonality * torch.stack(far).mean() if far and self.orthogonality else None
+
+    def after_step(self, adapters: Adapted, step: int, total: int) -> None:
+        start, final, every = self.schedule(total)
+        made, end = list(triplets(adapters).values()), total - final
+        if step < end:
+            for t in made:
+                t.observe(*self.betas)
+            if step > start and step % every == 0:
+                prune(made, self.budget(len(made), (step - start) / (end - start)))
+        elif step == end:
+            prune(made, self.target_rank * len(made))
+            for t in made:
+                t.forget()
+        else:
+            for t in made:
+                t.hold()
+
+    def schedule(self, total: int) -> tuple[int, int, int]:
+        """(start, final, every) in steps. Raises InputError where they leave no step to prune in."""
+        start, final, every = (round(x * total) if x < 1 else round(x) for x in (self.start, self.final, self.every))
+        if start >= total - final or total - final < 2:  # no gradient is seen before the ranks are fixed
+            raise InputError(
+                Problem("no step is left to prune in", "method.start", f"start + final below {total} steps",
+                        f"{start} + {final}", "train longer, or give shares of the run")
+            )  # fmt: skip
+        return start, final, max(1, every)
+
+    def budget(self, matrices: int, done: float) -> int:
+        """Ranks for all matrices together, `done` (0 to 1) of the way through the pruning."""
+        first, last = matrices * self.rank, matrices * self.target_rank
+        return int((first - last) * (1 - done) ** 3 + last)
+
+    def recorded(self, adapters: Adapted) -> Self:
+        masks = {at: t.used().tolist() for at, t in triplets(adapters).items()}
+        return replace(self, rank_pattern={at: mask for at, mask in masks.items() if not all(mask)})
+
+
+class Triplets(Adapter):
+    """lora_A (r, in), lora_B (out, r), lora_E (r, 1); `kept` (r,) is the last allocation's mask."""
+
+    kept: Tensor
+
+    def __init__(self, host: Any, rank: int, scale: float, dropout: float):
+        super().__init__()
+        out, into = host.weight.shape
+        kind: dict[str, Any] = {"dtype": master(host.weight.dtype), "device": host.weight.device}
+        self.lora_A = nn.Parameter(torch.empty(rank, into, **kind).normal_(std=0.02))
+        self.lora_B = nn.Parameter(torch.empty(out, rank, **kind).normal_(std=0.02))
+        self.lora_E = nn.Parameter(torch.zeros(rank, 1, **kind))
+        self.scale = scale
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("kept", torch.ones(rank, dtype=torch.bool, device=host.weight.device))
+        for name in FACTORS:  # what resumes a run, and is not saved for use
+            for what in ("sensitivity", "uncertainty"):
+                self.register_buffer(f"{what}_{name[-1]}", torch.zeros_like(getattr(self, name).data))
+
+    def forward(self, base: Any, x: Tensor) -> Tensor:
+        y = base(x)
+        low = self.dropout(x).to(self.lora_A.dtype) @ (self.lora_A * self.lora_E).T  # (..., r)
+        return y + (self.scale * low @ self.lora_B.T).to(y.dtype)
+
+    def merge(self, W: Any) -> dict[str, Tensor]:
+        return {"weight": added(W["weight"], self.scale * (self.lora_B @ (self.lora_A * self.lora_E)))}
+
+    def departures(self) -> tuple[Tensor, Tensor]:
+        """How far P and Q are from having orthonormal columns and rows."""
+        P, Q = self.lora_B, self.lora_A
+        one = torch.eye(len(Q), dtype=Q.dtype, device=Q.device)
+        return torch.linalg.norm(P.T @ P - one), torch.linalg.norm(Q @ Q.T - one)
+
+    @torch.no_grad()
+    def observe(self, beta1: float, beta2: float) -> None:
+        """Take this step's gradients into the smoothed sensitivities and their uncertainties."""
+        for name in FACTORS:
+            w = getattr(self, name)
+            if w.grad is None:
+                continue
+            now = torch.nan_to_num((w * w.grad).abs(), 0.0, 0.0, 0.0)  # an fp16 step that overflowed says nothing
+            mean, spread = getattr(self, f"sensitivity_{name[-1]}"), getattr(self, f"uncertainty_{name[-1]}")
+            mean.copy_(beta1 * mean + (1 - beta1) * now)
+            spread.copy_(beta2 * spread + (1 - beta2) * (now - mean).abs())
+
+    def scores(self) -> Tensor:
+        """(r,): how much each triplet matters."""
+        A, B, E = (getattr(self, f"sensitivity_{n}") * getattr(self, f"uncertainty_{n}") for n in "ABE")
+        return E.view(-1) + (A.mean(1) + B.mean(0))
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        self.lora_E.masked_fill_(~self.kept[:, None], 0.0)
+
+    def forget(self) -> None:
+        for name, buffer in self.named_buffers():
+            if name != "kept":
+                buffer.zero_()
+
+    def used(self) -> Tensor:
+        """Which triplets a file needs: the kept ones, and those that grew again since the last allocation."""
+        return self.kept | (self.lora_E.detach().view(-1) != 0)
+
+
+def triplets(adapters: Adapted) -> dict[str, Triplets]:
+    """By place, those inside of fused projections too; a trained head is none."""
+    found = {}
+    for path, adapter in adapters.items():
+        for name, module in adapter.named_modules():
+            if isinstance(module, Triplets):
+                role = name.rpartition(".")[2]
+                found[path if role in ("", "whole") else f"{path}[{role}]"] = module
+    return found
+
+
+@torch.no_grad()
+def prune(made: Iterable[Triplets], budget: int) -> None:
+    """Keep the `budget` triplets that matter most (fewer where scores tie) and zero the singular values of the rest."""
+    made = list(made)
+    scores = [t.scores() for t in made]
+    flat = torch.cat([s.to(scores[0].device) for s in scores])
+    beyond = len(flat) - budget
+    if beyond <= 0:
+        return
+    threshold = torch.kthvalue(flat, beyond).values
+    for t, score in zip(made, scores, strict=True):
+        t.kept.copy_(score > threshold.to(score.device))
+        t.hold()
