@@ -87,7 +87,7 @@ class Stepper:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         for method, adapters in self.trained.values():
-            method.after_step(adapters, step)
+            method.after_step(adapters, step, self.total)
         self.optimizer.zero_grad(set_to_none=True)
         return Done(loss, units, norm, self.optimizer.param_groups[0]["lr"])
 
