@@ -81,7 +81,7 @@ class Bottleneck(Inserted):
 
     def change(self, x: Tensor) -> Tensor:
         """g(x), (..., d) -> (..., d), without the residual."""
-        inner = x.to(self.up.bias.dtype)  # type: ignore[arg-type]
+        inner = x.to(self.up.bias.dtype).contiguous()  # else torch rounds otherwise while the weight trains
         inner = inner if self.norm is None else self.norm(inner)
         inner = self.up(ACTIVATIONS[self.activation](self.down(inner)))  # (..., b) -> (..., d)
         return self.dropout(self.scale * inner).to(x.dtype)

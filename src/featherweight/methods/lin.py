@@ -34,7 +34,7 @@ class Lin(Method):
     paper: ClassVar[str] = "Lin et al. 2020, arXiv:2004.03829"
     place: ClassVar[str] = "behind each block, with its own LayerNorm"
     mergeable: ClassVar[bool] = False
-    near: ClassVar[float] = 0.05
+    near: ClassVar[float] = 0.1
     lr: ClassVar[float] = 3e-4
     lr_source: ClassVar[str] = "as Adapter-H and -P in Hu et al. 2021, table 9"
 
