@@ -16,7 +16,7 @@ Source: Li and Liang 2021, "Prefix-tuning: Optimizing continuous prompts for gen
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -26,9 +26,10 @@ from featherweight.core.adapter import Adapter
 from featherweight.core.attending import AtAttention, Attention, attentions
 from featherweight.core.errors import Problem, raise_all
 from featherweight.core.method import Adapted, Method
+from featherweight.core.order import Frame
 from featherweight.core.replace import master
 from featherweight.core.site import Site
-from featherweight.core.virtual import Frame, Virtual, encodes, frame, parameters, seats
+from featherweight.core.virtual import Virtual, encodes, frame, parameters, seats
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,6 +80,9 @@ class Prefix(Method):
             return None
         made = {path: a.past() for path, a in adapters.items() if isinstance(a, KeysValues)}
         return {f"{path}.{name}": t.detach() for path, of in made.items() for name, t in zip(NAMES, of, strict=True)}
+
+    def recorded(self, adapters: Adapted) -> Method:
+        return replace(self, hidden=0)
 
 
 NAMES = ("prompt_keys", "prompt_values")
