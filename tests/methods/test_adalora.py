@@ -40,8 +40,9 @@ def test_ranks_scores_and_penalty_are_pefts_at_every_step() -> None:
     model = fw.attach(tiny("llama"), METHOD)
     made = triplets(adapters(model, "default"))
     theirs, layers = peer(model, METHOD, STEPS)
-    mine, yours = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.5), torch.optim.SGD(
-        [p for p in theirs.parameters() if p.requires_grad], 0.5
+    mine, yours = (
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.5),
+        torch.optim.SGD([p for p in theirs.parameters() if p.requires_grad], 0.5),
     )
     seen = set()
     for step in range(1, STEPS + 1):

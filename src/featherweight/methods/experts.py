@@ -58,9 +58,10 @@ class ExpertLoRA(Method):
         entries = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
         hit = {t: [p for p in there if t == "experts" or re.fullmatch(rf"(?:.*\.)?(?:{t})", p)] for t in entries}
         tails = sorted({re.sub(r".*\.\d+\.", "", p) for p in there})
+        near = [*tails, *dict.fromkeys(p.rsplit(".", 1)[-1] for p in tails)]
         raise_all(
             Problem(
-                f"{t!r} matches none of the 3-d weights", "method.targets", listed(tails), fix=did_you_mean(t, tails)
+                f"{t!r} matches none of the 3-d weights", "method.targets", listed(tails), fix=did_you_mean(t, near)
             )
             for t, paths in hit.items()
             if not paths

@@ -39,6 +39,7 @@ class Tokens(Method):
     paper: ClassVar[str] = "Gal et al. 2022, arXiv:2208.01618 (one word); PEFT's trainable tokens"
     place: ClassVar[str] = "rows of the embedding, and of a head tied to it"
     lr: ClassVar[float] = 5e-3
+    near: ClassVar[float] = 1e-6  # the tied head's few columns are a matrix product of their own
     lr_source: ClassVar[str] = "Gal et al. 2022, with a batch of 4"
 
     def hosts(self, model: nn.Module) -> Sequence[Site]:
@@ -46,12 +47,7 @@ class Tokens(Method):
         if not tables:
             raise InputError(Problem("the model has no embedding", got=type(model).__name__))
         tied = {id(s.module.weight) for s in tables}
-        found = {id(s.module): Site(s.path, s.module) for s in tables}
-        for path, module in base_modules(model):
-            own = module._parameters.get("weight")
-            if id(own) in tied and called(module, model):
-                found.setdefault(id(module), Site(path, module))
-        return list(found.values())
+        return [Site(p, m) for p, m in base_modules(model) if id(m._parameters.get("weight")) in tied]
 
     def shared(self, model: nn.Module) -> Shared:
         return numbers(self.tokens, model), {}
@@ -74,12 +70,6 @@ class Tokens(Method):
         """With numbers: a file holds for every tokenizer."""
         made = next(a for a in adapters.values() if isinstance(a, TokenRows))
         return replace(self, tokens=tuple(made.ids.tolist()))
-
-
-def called(module: nn.Module, model: nn.Module) -> bool:
-    """Whether a module that shares the embedding is one that runs: a table or a linear layer, not T5's `shared`."""
-    top: Any = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None  # type: ignore[operator]
-    return isinstance(module, nn.Linear) or (isinstance(module, nn.Embedding) and module is not top)
 
 
 def numbers(tokens: Sequence[str | int], model: nn.Module) -> tuple[int, ...]:
