@@ -46,8 +46,8 @@ def save(model: nn.Module, folder: str | os.PathLike[str], name: str | None = No
 
 
 def save_one(model: nn.Module, folder: Path, name: str, durable: bool) -> None:
-    made, kept = adapters(model, name), state(model, name)
-    kept = in_use(model, name, made, kept)
+    made = adapters(model, name)
+    kept = in_use(model, name, made, state(model, name))
     config, method = config_of(model, name, made)
     tensors = packed(entries_of(model, name, made, kept), kept)
     metadata = record(model, name, folder, config, tensors, method).to_metadata()
@@ -70,15 +70,19 @@ def config_of(model: nn.Module, name: str, made: Adapters) -> tuple[dict[str, An
     heads = head_paths(model, made)
     method, codec = portable(attached.method.recorded(made), model), for_method(attached.method)
     own = codec.config(model, method, trunk(made, heads, attached))
-    return {"peft_type": codec.peft_type, **common(model, heads), **own}, method
+    form = {"peft_type": codec.peft_type, **common(model, heads), **own}
+    if form["modules_to_save"] is None and "modules_to_save" not in codec.fields:
+        del form["modules_to_save"]  # peft does not know the field for every type
+    return form, method
 
 
 def entries_of(model: nn.Module, name: str, made: Adapters, kept: Mapping[str, Tensor]) -> list[Entry]:
     """The table of an attached adapter's tensors; `kept` is its state."""
     attached = switch_of(model).attached[name]
     heads = head_paths(model, made)
-    own = for_method(attached.method).entries(model, trunk(made, heads, attached), kept)
-    return [*own, *(head_entries(made, heads, kept) if attached.head else [])]
+    codec = for_method(attached.method)
+    own = codec.entries(model, trunk(made, heads, attached), kept)
+    return [*own, *(head_entries(made, heads, kept, codec.head) if attached.head else [])]
 
 
 def table(model: nn.Module, name: str) -> list[Entry]:

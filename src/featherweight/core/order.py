@@ -56,7 +56,10 @@ class Batch:
 
     def tokens(self, width: int, causal: bool) -> Tensor:
         """(rows, N, d), zeros where a row has fewer."""
-        made = [[t.T for a in stack if (t := a.tokens()) is not None] for _, stack in self.groups]
+        made = []
+        for _, stack in self.groups:
+            given = [a.tokens() for a in stack]
+            made.append([t.T for t in given if t is not None])
         none = next(t for parts in made for t in parts).new_zeros(width, 0)
         return self.rowwise([pad(torch.cat([none, *parts], 1), self.most, causal).T[None] for parts in made])
 

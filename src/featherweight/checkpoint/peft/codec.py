@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from featherweight.checkpoint.entry import Entry
+from featherweight.checkpoint.peft.names import PREFIX
 from featherweight.core.adapter import Adapter
 from featherweight.core.errors import Problem, raise_all
 from featherweight.core.method import Method
@@ -20,7 +21,8 @@ class Codec:
 
     `config(model, method, adapters)` gives the type's own fields, `entries(model, adapters, state)` its tensors,
     `method(model, config, where)` the method that a foreign config means. `fits`, where given, says which forms of the
-    method PEFT can express; the others are stored in our own type.
+    method PEFT can express; the others are stored in our own type. `head` is the prefix of a head's keys, and
+    `used(config, tensors)` what of a foreign file its own library uses.
     """
 
     peft_type: str
@@ -29,6 +31,8 @@ class Codec:
     entries: Callable[[nn.Module, Adapters, Mapping[str, Tensor]], list[Entry]]
     method: Callable[[nn.Module, Mapping[str, Any], str], Method]
     fits: Callable[[Any], bool] | None = None
+    head: str = PREFIX
+    used: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
 
 
 def typed(config: Mapping[str, Any], kinds: Mapping[str, Any], where: str) -> None:

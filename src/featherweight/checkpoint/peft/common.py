@@ -14,6 +14,7 @@ from featherweight.core.anatomy import find_head
 from featherweight.core.errors import InputError, Problem, listed
 from featherweight.core.host import base_modules, frozen_class
 
+UNWRAPPED = "base_model."  # of a head's keys beside virtual tokens: peft does not wrap their base
 VERSION = "0.21.2"  # the release of peft whose fields these are
 SHARED = (
     "peft_type",
@@ -81,20 +82,20 @@ def head_paths(model: nn.Module, adapters: Mapping[str, Adapter]) -> list[str]:
     return [s.path for s in find_head(model)[0] if isinstance(adapters.get(s.path), Replace)]
 
 
-def head_entries(adapters: Mapping[str, Adapter], heads: Sequence[str], state: Mapping[str, Tensor]) -> list[Entry]:
+def head_entries(
+    adapters: Mapping[str, Adapter], heads: Sequence[str], state: Mapping[str, Tensor], prefix: str = PREFIX
+) -> list[Entry]:
     """A head is stored whole, under its plain name; a tensor that is tied to another one is stored there."""
     keys = [f"{path}.{n}" for path in heads for n, _ in adapters[path].named_parameters(recurse=False)]
-    return [same(f"{PREFIX}{key}", key, tuple(state[key].shape)) for key in keys if key in state]
+    return [same(f"{prefix}{key}", key, tuple(state[key].shape)) for key in keys if key in state]
 
 
 def brought(model: nn.Module, stored: Collection[str]) -> set[str]:
     """The base's head tensors of which a file (with the keys `stored`) has its own: the base's copies are never
     used.
     """
-    names = [
-        f"{s.path}.{n}" for s in find_head(model)[0] for n, p in s.module._parameters.items() if p is not None
-    ]
-    return {n for n in names if f"{PREFIX}{n}" in stored or f"{own.PREFIX}{n}" in stored}
+    names = [f"{s.path}.{n}" for s in find_head(model)[0] for n, p in s.module._parameters.items() if p is not None]
+    return {n for n in names if any(f"{prefix}{n}" in stored for prefix in (PREFIX, own.PREFIX, UNWRAPPED))}
 
 
 def wants_head(model: nn.Module, config: Mapping[str, Any], where: str) -> bool:
