@@ -1,4 +1,4 @@
-"""Real rows and the two ways to train on them, shared by run.py and quality.py.
+"""Real rows and the two ways to train on them, shared by run.py, quality.py and methods.py.
 
 The peer is peft with transformers' Trainer. It is given the same token ids and labels, the same rate, schedule,
 clipping and number of steps or epochs; its sampler, collator and attention stay at their defaults unless a variant
@@ -39,6 +39,15 @@ def sst2(train: int) -> dict[str, Rows]:
         "valid": table(folder / "dev.tsv", "\t", csv.QUOTE_NONE),
         "test": [{"sentence": line[2:], "label": line[0]} for line in lines],
     }
+
+
+def rte(train: int) -> dict[str, Rows]:
+    """GLUE keeps the test labels: the dev rows are split in two."""
+    folder = _paired.DATA / "rte"
+    held = chosen(table(folder / "dev.tsv", "\t", csv.QUOTE_NONE), 10**9)
+    rows = chosen(table(folder / "train.tsv", "\t", csv.QUOTE_NONE), train)
+    parts = {"train": rows, "valid": held[: len(held) // 2], "test": held[len(held) // 2 :]}
+    return {name: [{k: v for k, v in row.items() if k != "index"} for row in part] for name, part in parts.items()}
 
 
 def banking77(train: int) -> dict[str, Rows]:
