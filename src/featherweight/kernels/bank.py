@@ -1,0 +1,137 @@
+"""Many LoRA adapters in one batch: their matrices stacked, multiplied group by group in two calls.
+
+    y = x Wᵀ + b          y_g += (x_g A_gᵀ) (s_g B_g)ᵀ     for all groups g at once
+
+x_g (k, t, in)   the rows of group g, k of the largest group      A (G, r, in)   s Bᵀ (G, r, out), r the widest rank
+
+    rows    a  b  a  -  b        take   0 2 | 1 4      the rows, group after group
+    groups  a: 0 2   b: 1 4      give   0 2 1 3        where in `take` each live row's answer is
+
+A group that is short of k rows takes its last row again, and that answer is given to nobody; where groups differ so
+much that this would be most of the work, each row counts as a group and the stack is gathered by row. Without gradients
+the stack is kept from call to call, for as long as no tensor of the adapters is replaced or changed in place. What
+writes through `.data` goes unseen, as it does to autograd: switch once more after that.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from featherweight.core import fused
+from featherweight.core.rows import Plan, nest
+from featherweight.kernels.lora import cast, compute_dtype
+from featherweight.methods.lora import LowRank
+
+
+@dataclass(eq=False)
+class Bank:
+    """How the live rows (those with an adapter) of one plan go through the stack; None stands for "as they are".
+
+    `rows`: which of the batch are live. `which`: the adapter of each live row, where the stack is gathered by row.
+    """
+
+    adapters: tuple[Any, ...]  # LowRank
+    dropping: tuple[Any, ...]  # those of them with dropout
+    groups: int
+    take: Tensor | None
+    give: Tensor | None
+    rows: Tensor | None
+    which: Tensor | None
+    seen: list[tuple[int, int]] | None = None  # places and versions of the tensors in `stacks`
+    held: list[Tensor] | None = None  # those tensors: while they are held, no other one comes to lie at their place
+    dtype: torch.dtype | None = None
+    stacks: tuple[Tensor, Tensor] | None = None
+
+
+def serve(host: Any, plan: Plan, *args: Any, **kwargs: Any) -> Tensor:
+    """Rows of LoRA adapters on nn.Linear; what the stack cannot do (dropout, a compiled graph) is nested."""
+    if kwargs or len(args) != 1 or torch.compiler.is_compiling():
+        return nest(host, plan, args, kwargs)  # type: ignore[no-any-return]
+    if plan.memo is None:
+        with torch.inference_mode(False):  # what is kept must serve a later training step too
+            plan.memo = bank_of(plan, len(host.switch.rows))
+    bank, x = plan.memo, args[0]
+    if any(a.training for a in bank.dropping):
+        return nest(host, plan, args, kwargs)  # type: ignore[no-any-return]
+    dtype = compute_dtype(x)
+    rows = x.to(dtype).reshape(len(host.switch.rows), -1, x.shape[-1])  # (rows, tokens of a row, in)
+    y = F.linear(rows, host.weight.to(dtype), cast(host.bias, dtype))
+    return add(bank, rows, y, *stacked(bank, x, dtype)).view(*x.shape[:-1], y.shape[-1])
+
+
+fused.banks[LowRank, nn.Linear] = serve
+
+
+def add(bank: Bank, x: Tensor, y: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    """y (rows, t, out) and what the adapters give for x (rows, t, in), in place."""
+    taken = x if bank.take is None else x.index_select(0, bank.take)
+    if bank.which is not None:
+        A, B = A.index_select(0, bank.which), B.index_select(0, bank.which)
+    h = torch.bmm(taken.reshape(bank.groups, -1, x.shape[2]), A.transpose(1, 2))  # (G, k t, r)
+    if bank.take is None:
+        y.view(bank.groups, -1, y.shape[2]).baddbmm_(h, B)
+        return y
+    delta = torch.bmm(h, B).view(-1, *y.shape[1:])  # (G k, t, out)
+    given = delta if bank.give is None else delta.index_select(0, bank.give)
+    return y.add_(given) if bank.rows is None else y.index_add_(0, bank.rows, given)
+
+
+def stacked(bank: Bank, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A (G, r, in) and s Bᵀ (G, r, out), kept from call to call where nothing is differentiated."""
+    tensors: list[Tensor] = [a._modules[n]._parameters["weight"] for a in bank.adapters for n in ("lora_A", "lora_B")]
+    if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
+        return stack(bank.adapters, dtype)
+    if any(t.is_inference() for t in tensors):  # these do not count their changes
+        return stack(bank.adapters, dtype)
+    seen = [(t.data_ptr(), t._version) for t in tensors]
+    if bank.stacks is None or bank.seen != seen or bank.dtype is not dtype:
+        bank.held = [t.detach() for t in tensors]
+        with torch.inference_mode(False), torch.no_grad():
+            bank.seen, bank.dtype, bank.stacks = seen, dtype, stack(bank.adapters, dtype)
+    return bank.stacks
+
+
+def stack(adapters: tuple[Any, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The adapters' matrices below one another, lower ranks padded with zeros."""
+    rank = max(a.lora_A.weight.shape[0] for a in adapters)
+    A = torch.stack([padded(a.lora_A.weight.to(dtype), rank) for a in adapters])
+    B = torch.stack([padded(a.lora_B.weight.to(dtype).t() * a.scale, rank) for a in adapters])
+    return A, B
+
+
+def padded(M: Tensor, rank: int) -> Tensor:
+    """(r, n) -> (rank, n)."""
+    return M if M.shape[0] == rank else F.pad(M, (0, 0, 0, rank - M.shape[0]))
+
+
+def bank_of(plan: Plan, rows: int) -> Bank:
+    """The layout of a plan, counted in entries of the switch: one entry may stand for several rows of the batch."""
+    each = plan.batch // rows
+    live = [([i // each for i in ix.tolist()[::each]], held[0]) for ix, held in plan.groups if held]
+    members, adapters = [ix for ix, _ in live], tuple(a for _, a in live)
+    total, most = sum(map(len, members)), max(map(len, members))
+    if len(members) * most > 2 * total:
+        which = tensor([g for g, ix in enumerate(members) for _ in ix], plan)
+        members, most = [[i] for ix in members for i in ix], 1
+    else:
+        which = None
+    take = [ix[min(j, len(ix) - 1)] for ix in members for j in range(most)]
+    place = {ix[j]: g * most + j for g, ix in enumerate(members) for j in range(len(ix))}
+    order = sorted(place)
+    give = [place[i] for i in order]
+    return Bank(
+        adapters,
+        tuple(a for a in adapters if a.dropout.p),
+        groups=len(members),
+        take=None if take == list(range(rows)) else tensor(take, plan),
+        give=None if give == list(range(len(take))) else tensor(give, plan),
+        rows=None if len(order) == rows else tensor(order, plan),
+        which=which,
+    )
+
+
+def tensor(numbers: list[int], plan: Plan) -> Tensor:
+    return torch.tensor(numbers, device=plan.device)
