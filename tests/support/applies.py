@@ -17,7 +17,9 @@ TABLE = Path(__file__).parents[2] / "docs" / "methods" / "applies.md"
 def prepared(model: nn.Module, method: Method, arch: str, name: str) -> nn.Module:
     """Give a method that starts from data its data."""
     if type(method).prepare is not Method.prepare:
-        fw.prepare(model, [labelled(arch)], name=name)
+        dtype = next(model.parameters()).dtype
+        batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in labelled(arch).items()}
+        fw.prepare(model, [batch], name=name)
     return model
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from featherweight.core.errors import Problem, raise_all
 
 Shape = tuple[int, ...]
+ANY = (-1,)  # the shape of a 1-d tensor whose length the file decides
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,20 @@ def unbound(wanted: Mapping[str, Shape], given: Mapping[str, Tensor], where: str
     found += [
         Problem("misshapen tensor", f"{where}:{key}", sizes(wanted[key]), sizes(given[key].shape))
         for key in wanted
-        if key in given and tuple(given[key].shape) != tuple(wanted[key])
+        if key in given and not fits(tuple(given[key].shape), tuple(wanted[key]))
     ]
     return found
 
 
 def alike(key: str, shape: Shape, missing: Sequence[str], wanted: Mapping[str, Shape]) -> str | None:
     """The missing name that `key` is a misspelling of: near in letters, and of the same shape."""
-    fitting = [m for m in missing if tuple(wanted[m]) == shape]
+    fitting = [m for m in missing if fits(shape, tuple(wanted[m]))]
     near = get_close_matches(key, fitting, n=1, cutoff=0.75)
     return near[0] if near else None
+
+
+def fits(shape: Shape, wanted: Shape) -> bool:
+    return shape == wanted or (wanted == ANY and len(shape) == 1)
 
 
 def sizes(shape: Sequence[int]) -> str:

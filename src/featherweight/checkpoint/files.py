@@ -26,6 +26,9 @@ WEIGHTS = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "pytorch_adapter.bin", "pytorch_model.bin")
 Writes = dict[Path, Callable[[str], None]]  # place -> what fills a file there
 FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+INTEGERS = {torch.int64: "I64", torch.int32: "I32"}  # of places in a tensor, under names that end in `indices`
+ORDER = (torch.int64, torch.float64, torch.float32, torch.int32, torch.bfloat16, torch.float16)
+DTYPES = {dtype: (FLOATS | INTEGERS)[dtype] for dtype in ORDER}
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -76,6 +79,8 @@ def unsound(tensors: Mapping[str, Tensor], where: str) -> Iterator[Problem]:
     if sound(tensors.values()):
         return
     for key, tensor in tensors.items():
+        if tensor.dtype in INTEGERS and key.endswith("indices"):
+            continue
         if tensor.dtype not in FLOATS:
             yield Problem("wrong dtype", f"{where}:{key}", "a float tensor", str(tensor.dtype).removeprefix("torch."))
         elif not bool(torch.isfinite(tensor).all()):
@@ -110,7 +115,7 @@ def tensor_file(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mappi
     """
     path = Path(path)
     raise_all(unsound(tensors, path.name))
-    sizes = list(FLOATS)
+    sizes = list(DTYPES)
     order = sorted(tensors, key=lambda key: (sizes.index(tensors[key].dtype), key))
     whole = [tensors[key].detach().to("cpu").contiguous() for key in order]
     info = {"format": "pt"} | dict(metadata)
@@ -118,7 +123,7 @@ def tensor_file(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mappi
     end = 0
     for key, t in zip(order, whole, strict=True):
         start, end = end, end + t.numel() * t.element_size()
-        header[key] = {"dtype": FLOATS[t.dtype], "shape": list(t.shape), "data_offsets": [start, end]}
+        header[key] = {"dtype": DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     parts = [len(text).to_bytes(8, "little"), text, *(memoryview(t.view(-1).view(torch.uint8).numpy()) for t in whole)]

@@ -4,7 +4,7 @@
 <path of host>.<slice>.<parameter>     transformer.h.0.attn.c_attn.query.lora_A.weight   (whole: all of a Conv1D)
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 
 import torch
@@ -14,7 +14,7 @@ from featherweight.core.adapter import Adapter
 from featherweight.core.errors import InputError, Problem, did_you_mean, raise_all
 from featherweight.core.host import hosts
 from featherweight.core.part import Parts
-from featherweight.core.switch import switch_of
+from featherweight.core.switch import refresh, switch_of
 
 
 def adapters(model: nn.Module, name: str) -> dict[str, Adapter]:
@@ -45,7 +45,7 @@ def state(model: nn.Module, name: str) -> dict[str, Tensor]:
 
 def load_state(model: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors into an adapter; missing, extra and misshapen ones are listed, and then nothing is copied."""
-    own = live(model, name)
+    own, free = live(model, name), elastic(adapters(model, name))
     missing = [k for k in own if k not in tensors]
     extra = [k for k in tensors if k not in own]
     problems = [Problem("missing tensor", k, expected=shape(own[k]), fix=near(k, extra)) for k in missing]
@@ -53,12 +53,34 @@ def load_state(model: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> No
     problems += [
         Problem("wrong shape", k, expected=shape(own[k]), got=shape(t))
         for k, t in tensors.items()
-        if k in own and own[k].shape != t.shape
+        if k in own and own[k].shape != t.shape and not (k in free and t.dim() == 1)
     ]
     raise_all(problems)
+    raise_all(p for prefix, a in single(adapters(model, name)) for p in a.misfits(prefix, tensors))
     with torch.no_grad():
         for key, tensor in tensors.items():
-            own[key].copy_(tensor)
+            if own[key].shape == tensor.shape:
+                own[key].copy_(tensor)
+            else:
+                own[key].data = tensor.detach().clone().to(own[key])
+    if free:
+        refresh(model)
+
+
+def single(adapters: Mapping[str, Adapter]) -> Iterator[tuple[str, Adapter]]:
+    """(prefix of its keys, adapter), those on slices one by one."""
+    for path, adapter in adapters.items():
+        stem = f"{path}." if path else ""
+        if isinstance(adapter, Parts):
+            yield from ((f"{stem}{role}.", a) for role, a in adapter.of.items())  # type: ignore[misc]
+        else:
+            yield stem, adapter
+
+
+def elastic(adapters: Mapping[str, Adapter]) -> set[str]:
+    """The keys of 1-d tensors whose length a file decides."""
+    return {f"{prefix}{k}" for prefix, a in single(adapters) if a.elastic
+            for k in a.state_dict() if k.rpartition(".")[2] in a.elastic}  # fmt: skip
 
 
 def shape(t: Tensor) -> str:

@@ -65,8 +65,13 @@ class Stepper:
         """Let the methods start from data or weights; every rank sees the same batches."""
         reseed(self.settings.seed, "prepare")
         for method, adapters in self.trained.values():
-            method.prepare(self.model, adapters, self.batches())
+            method.prepare(self.model, adapters, Batches(self.batches, self.summed))
         refresh(self.model)  # a start may bring parameters of its own
+
+    def summed(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """The task's loss of one micro-batch, summed over its units."""
+        with self.arithmetic():
+            return self.task.loss(model, batch)[0]
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
         """The global batches of the first epoch, as `prepare` gets them."""

@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from featherweight.checkpoint.entry import Entry, same
+from featherweight.checkpoint.entry import ANY, Entry, same
 from featherweight.checkpoint.peft.codec import Adapters, Codec
 from featherweight.core.errors import InputError, Problem
 from featherweight.core.method import Method
+from featherweight.core.state import elastic
 
 MARK = "FEATHERWEIGHT_"
 PREFIX = "featherweight."
@@ -26,7 +27,12 @@ def config(model: nn.Module, method: Method, adapters: Adapters) -> dict[str, An
 
 def entries(model: nn.Module, adapters: Adapters, state: Mapping[str, Tensor]) -> list[Entry]:
     paths = tuple(f"{path}." if path else "" for path in adapters)
-    return [same(f"{PREFIX}{key}", key, tuple(t.shape)) for key, t in state.items() if key.startswith(paths)]
+    free = elastic(adapters)
+    return [
+        same(f"{PREFIX}{key}", key, ANY if key in free else tuple(t.shape))
+        for key, t in state.items()
+        if key.startswith(paths)
+    ]
 
 
 def method(model: nn.Module, config: Mapping[str, Any], where: str) -> Method:
