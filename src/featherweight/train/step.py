@@ -20,6 +20,7 @@ from featherweight.core import state as core
 from featherweight.core.adapter import Adapter
 from featherweight.core.errors import FeatherweightError, InputError, Problem, listed
 from featherweight.core.method import Method
+from featherweight.core.prepare import Batches
 from featherweight.core.switch import refresh
 from featherweight.tasks import Task
 from featherweight.train import finite
