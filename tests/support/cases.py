@@ -27,6 +27,21 @@ METHODS: dict[str, Any] = {
     "parallel": fw.Parallel(bottleneck=4, scale="learned"),
     "compacter": fw.Compacter(bottleneck=4),
     "compacter-plus": fw.Compacter(bottleneck=8, plus=True, shared_rule=False, rank=2),
+    "adalora": fw.AdaLoRA(rank=4, target_rank=2),
+    "adalora-attention": fw.AdaLoRA(rank=3, target_rank=2, targets="attention"),
+    "vera": fw.VeRA(rank=8),
+    "vera-linear": fw.VeRA(rank=5, targets="linear", save_projection=False, seed=3),
+    "scaling": fw.Scaling(),
+    "scaling-rank3": fw.Scaling(rank=3, targets="linear", sides="both"),
+    "scaling-input": fw.Scaling(targets=("down",), sides="input"),
+    "tokens": fw.Tokens(tokens=(5, 40, 7)),
+    "prefix": fw.Prefix(tokens=3, hidden=6),
+    "prefix-plain-top": fw.Prefix(tokens=4, hidden=0, layers=1),
+    "deep-prompt": fw.DeepPrompt(tokens=2),
+    "llama-adapter": fw.LlamaAdapter(tokens=3),
+    "prompt": fw.Prompt(tokens=4),
+    "ptuning": fw.PTuning(template=(3,)),
+    "ptuning-template": fw.PTuning(template=(2, 1, 2), encoder="mlp", hidden=8, y=9),
 }
 
 
