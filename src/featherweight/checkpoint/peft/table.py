@@ -1,26 +1,63 @@
 """Which codec serves which method, and which PEFT type."""
 
-from featherweight.checkpoint.peft import ia3, lora, norm, own
+from featherweight.checkpoint.peft import (
+    adalora,
+    adaption_prompt,
+    experts,
+    ia3,
+    lora,
+    norm,
+    own,
+    prefix,
+    prompt,
+    tokens,
+    vera,
+)
 from featherweight.checkpoint.peft.codec import Codec
 from featherweight.core.errors import InputError, Problem, listed
 from featherweight.core.method import Method
+from featherweight.methods.adalora import AdaLoRA
+from featherweight.methods.deep_prompt import DeepPrompt
+from featherweight.methods.experts import ExpertLoRA
 from featherweight.methods.ia3 import IA3
+from featherweight.methods.llama_adapter import LlamaAdapter
 from featherweight.methods.lora import LoRA
 from featherweight.methods.norm import LayerNorm
+from featherweight.methods.prefix import Prefix
+from featherweight.methods.prompt import Prompt
+from featherweight.methods.ptuning import PTuning
+from featherweight.methods.tokens import Tokens
+from featherweight.methods.vera import VeRA
 
-CODECS: dict[type[Method], Codec] = {LoRA: lora.CODEC, IA3: ia3.CODEC, LayerNorm: norm.CODEC}
+# of codecs with one PEFT type the last reads the foreign files: that on experts tells the two kinds of LORA apart
+CODECS: dict[type[Method], Codec] = {
+    DeepPrompt: prefix.CODEC,
+    Prefix: prefix.CODEC,
+    Prompt: prompt.CODEC,
+    PTuning: prompt.P_TUNING,
+    LlamaAdapter: adaption_prompt.CODEC,
+    LoRA: lora.CODEC,
+    ExpertLoRA: experts.CODEC,
+    AdaLoRA: adalora.CODEC,
+    VeRA: vera.CODEC,
+    Tokens: tokens.CODEC,
+    IA3: ia3.CODEC,
+    LayerNorm: norm.CODEC,
+}
 
 
 def for_method(method: Method) -> Codec:
-    """PEFT's own type where it has the method, else ours."""
-    return CODECS.get(type(method)) or own.codec(type(method))
+    """PEFT's own type where it has the method in this form, else ours."""
+    codec = CODECS.get(type(method))
+    return codec if codec and (codec.fits is None or codec.fits(method)) else own.codec(type(method))
 
 
 def for_type(peft_type: str, where: str) -> Codec:
     """The codec of a file's `peft_type`. Raises InputError for a type that cannot be expressed here."""
     known = {codec.peft_type: codec for codec in CODECS.values()}
-    methods = [kind for kind in Method.known.values() if issubclass(kind, Method) and kind not in CODECS]
-    known |= {codec.peft_type: codec for codec in map(own.codec, methods)}
+    kinds = [kind for kind in Method.known.values() if issubclass(kind, Method)]
+    ours = [kind for kind in kinds if kind not in CODECS or CODECS[kind].fits]
+    known |= {codec.peft_type: codec for codec in map(own.codec, ours)}
     if peft_type not in known:
         raise InputError(
             Problem(
