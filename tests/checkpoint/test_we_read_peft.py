@@ -137,7 +137,7 @@ def test_norms(arch: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("fields", "says"), [
-    ({"use_dora": True}, "use_dora: not supported"), ({"lora_bias": True}, "lora_bias: not supported"),
+    ({"lora_bias": True}, "lora_bias: not supported"),
     ({"bias": "all"}, "bias: not supported"),
     ({"trainable_token_indices": [1, 2]}, "trainable_token_indices: not supported"),
     ({"modules_to_save": ["norm"]}, "modules_to_save: whole modules saved beside"),

@@ -26,6 +26,7 @@ from featherweight.core.errors import Problem, did_you_mean, raise_all
 from featherweight.core.method import Method
 from featherweight.core.state import load_state
 from featherweight.core.switch import switch, switch_of
+from featherweight.methods.starts import spared
 
 log = logging.getLogger("featherweight")
 
@@ -133,9 +134,11 @@ def undone(model: nn.Module, name: str) -> Iterator[None]:
 
 @contextmanager
 def quiet_chance(model: nn.Module) -> Iterator[None]:
-    """Attach draws initial values that are overwritten at once: the caller's random state is left as it was."""
+    """Attach makes initial values that are overwritten at once: the caller's random state is left as it was, and no
+    weight is decomposed for them.
+    """
     cards = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=cards):
+    with torch.random.fork_rng(devices=cards), spared():
         yield
 
 

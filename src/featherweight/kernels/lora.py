@@ -6,9 +6,9 @@
 x (n, in)   W (out, in)   A (r, in)   B (out, r)   m (n, in) int16   h, gb (n, r)
 
 Autograd would keep the dropped input, the low-rank output and, for float32 adapters on a bfloat16 base, float32
-copies of all of them. Here x, W, A and B are kept by reference and only m and h are new. A and B are cast to the
-compute dtype, never the activations to theirs. Products with a thin side are laid out so that the long axis is
-contiguous (2-4x in BLAS).
+copies of all of them. Here x, W, A and B are kept by reference and only m and h are new; where A is frozen, x is not
+kept either (LoRA-FA). A and B are cast to the compute dtype, never the activations to theirs. Products with a thin side
+are laid out so that the long axis is contiguous (2-4x in BLAS).
 """
 
 from typing import Any
@@ -21,17 +21,18 @@ from featherweight.core import fused
 from featherweight.core.host import Base
 from featherweight.kernels.first import first_derivative
 from featherweight.kernels.noise import keep, keep_, keep_mask, keep_probability
-from featherweight.methods.lora import LowRank
+from featherweight.methods.lowrank import LowRank
+from featherweight.methods.shifted import ShiftedLinear
 
 
 @fused.register(LowRank, nn.Linear)
+@fused.register(ShiftedLinear, nn.Linear)
 def serve(adapter: LowRank, host: Any, x: Tensor) -> Tensor:
     """LoRA on nn.Linear, found by `core.fused`; a weight that trains takes the plain path."""
     if host.weight.requires_grad:
         return adapter(Base(host), x)
-    dropout = adapter.dropout.p if adapter.training else 0.0
-    A, B = adapter.lora_A.weight, adapter.lora_B.weight
-    return lowrank_linear(x, host.weight, host.bias, A, B, adapter.scale, dropout)
+    A, B = adapter.factors()
+    return lowrank_linear(x, host.weight, host.bias, A, B, adapter.scale, adapter.drops)
 
 
 def lowrank_linear(
@@ -87,8 +88,8 @@ class FrozenLowRank(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Tensor:  # fmt: skip
         y, h = forward(x.to(dtype), W.to(dtype), cast(bias, dtype), A.to(dtype), B.to(dtype), scale, mask)
-        ctx.save_for_backward(x, W, A, B, h, mask)
-        ctx.scale = scale
+        ctx.save_for_backward(x if A.requires_grad else None, W, A, B, h, mask)
+        ctx.scale, ctx.shape, ctx.x_dtype = scale, x.shape, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         return y
 
@@ -106,7 +107,7 @@ class FrozenLowRank(torch.autograd.Function):
         if need_B:
             dB = h.t().mm(g).mul_(ctx.scale).t().to(B.dtype)
         if need_x:
-            dx = input_gradient(g, W.to(g.dtype), gb, A.to(g.dtype), mask).view(x.shape).to(x.dtype)
+            dx = input_gradient(g, W.to(g.dtype), gb, A.to(g.dtype), mask).view(ctx.shape).to(ctx.x_dtype)
         if need_bias:
             dbias = g.sum(0, dtype=torch.promote_types(g.dtype, torch.float32)).to(ctx.bias_dtype)
         return dx, None, dbias, dA, dB, None, None, None

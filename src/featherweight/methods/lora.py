@@ -8,34 +8,46 @@
 B starts at 0, so the start is the identity; A is Kaiming-uniform with a = √5 (the released code) or Gaussian with
 deviation 1/r (the paper's text). Embeddings: A (r, V) = 0, B (H, r) ~ N(0, 1). Convolutions: A keeps the kernel, B is
 1 × 1. Merge: W + s B A.
-Source: Hu et al. 2021, arXiv:2106.09685; rank-stabilized scale: Kalajdzievski 2023, arXiv:2312.03732.
+Other starts: `pissa`, `olora` (h = W x + s (B A − B₀ A₀) x from factors of W; W itself is never changed), `eva` (A from
+the inputs of the layer, ranks shared out anew), `orthogonal` (orthonormal rows of A).
+LoRA-FA, `freeze_A`: A stays, r · out parameters, and only A x is kept for the backward pass in place of x.
+LoRA+, `lr_ratio` λ: B's rate is λ times A's (the paper: 16). Embeddings, whose zero factor is A, and DoRA's magnitudes
+keep the plain rate.
+The full-rank limit: with A frozen and orthonormal, r = in, s = 1 and plain SGD, s B A moves by −η G Aᵀ A = −η G: LoRA
+follows full fine-tuning step by step. Nowhere else does it: of lower rank it sees a projection of G, A that trains
+adds terms of second order, and AdamW rescales B's entries, not W's.
+Source: Hu et al. 2021, arXiv:2106.09685; rank-stabilized scale: Kalajdzievski 2023, arXiv:2312.03732; LoRA-FA: Zhang et
+al. 2023, arXiv:2308.03303; LoRA+: Hayou, Ghosh and Yu 2024, arXiv:2402.12354.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from featherweight.core.adapter import Adapter, resized
-from featherweight.core.errors import InputError, Problem, raise_all
-from featherweight.core.host import frozen_class
-from featherweight.core.method import Method
-from featherweight.core.replace import master
+from featherweight.core.adapter import Adapter
+from featherweight.core.errors import Problem, raise_all
+from featherweight.core.method import Adapted, Method
 from featherweight.core.site import Site
 from featherweight.core.targets import Targets, resolve
+from featherweight.methods.lowrank import LowRank, LowRankConv, LowRankEmbedding, added
+from featherweight.methods.shifted import ShiftedConv, ShiftedEmbedding, ShiftedLinear
+from featherweight.methods.starts import LATER, STARTS
 
-INITS = ("kaiming", "gaussian")
+__all__ = ["LoRA", "LowRank", "LowRankConv", "LowRankEmbedding", "added", "pick"]
+
+KINDS: dict[str, type[LowRank]] = {"linear": LowRank, "conv": LowRankConv, "embedding": LowRankEmbedding}
+MOVED: dict[str, type[LowRank]] = {"linear": ShiftedLinear, "conv": ShiftedConv, "embedding": ShiftedEmbedding}
 
 
 @dataclass(frozen=True, repr=False)
 class LoRA(Method):
     """`alpha=None` means 2 × rank.
 
-    Patterns map a regex (matched at the end of a path, at a dot) to another rank or alpha.
+    Patterns map a regex (matched at the end of a path, at a dot) to another rank or alpha; a rank of 0 leaves the
+    place out. `init` is one of kaiming, gaussian, pissa, olora, eva and orthogonal.
     """
 
     rank: int = 8
@@ -46,6 +58,8 @@ class LoRA(Method):
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     init: str = "kaiming"
     rank_stabilized: bool = False
+    freeze_A: bool = False  # noqa: N815
+    lr_ratio: float = 1.0
 
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
     place: ClassVar[str] = "linear layers, embeddings, convolutions"
@@ -53,111 +67,81 @@ class LoRA(Method):
     lr_source: ClassVar[str] = "Hu et al. 2021: 2e-4 to 5e-4 on GLUE"
 
     def hosts(self, model: nn.Module) -> Sequence[Site]:
-        return resolve(model, self.targets, ("linear", "conv", "embedding"))
+        found = resolve(model, self.targets, ("linear", "conv", "embedding"))
+        return [s for s in found if self.rank_at(s) != 0]
+
+    def rank_at(self, site: Site) -> int:
+        return int(pick(self.rank_pattern, site, self.rank))
+
+    def alpha_at(self, site: Site) -> float:
+        return float(pick(self.alpha_pattern, site, 2 * self.rank if self.alpha is None else self.alpha))
 
     def build(self, site: Site, shared: Any) -> Adapter:
-        rank = int(pick(self.rank_pattern, site.path, self.rank))
-        alpha = float(pick(self.alpha_pattern, site.path, 2 * self.rank if self.alpha is None else self.alpha))
-        self.check(site, rank)
+        rank, alpha = self.rank_at(site), self.alpha_at(site)
+        self.check(site, rank, alpha)
         scale = alpha / (rank**0.5 if self.rank_stabilized else rank)
-        return {"linear": LowRank, "conv": LowRankConv, "embedding": LowRankEmbedding}[site.kind](
-            site.host, rank, scale, self.dropout, self.init
-        )
+        start = STARTS[self.init]
+        adapter = self.kinds(start.moved)[site.kind](site.host, rank, scale, self.dropout, self.freeze_A)
+        start.fill(adapter, site.host.weight)
+        return adapter
 
-    def check(self, site: Site, rank: int) -> None:
+    def kinds(self, moved: bool) -> Mapping[str, type[LowRank]]:
+        """The adapter for each kind of host."""
+        return MOVED if moved else KINDS
+
+    def check(self, site: Site, rank: int, alpha: float) -> None:
         weight = site.host.weight
         most = min(weight.shape[0], weight[0].numel())
         groups = getattr(site.module, "groups", 1)
+        start = STARTS.get(self.init)
         wrong = []
         if not 1 <= rank <= most:
             sides = f"1 to {most}, the smaller side of {tuple(weight.shape)}"
             wrong.append(Problem("rank out of range", f"{site}: method.rank", sides, str(rank)))
-        if self.init not in INITS:
-            wrong.append(Problem("unknown init", "method.init", " or ".join(INITS), repr(self.init)))
+        if start is None:
+            fix = LATER.get(self.init, "")
+            wrong.append(Problem("unknown init", "method.init", " or ".join(STARTS), repr(self.init), fix))
+        elif site.kind not in start.kinds:
+            fix = f"leave it out of the targets: {self.init} reads the inputs of {' and '.join(start.kinds)} layers"
+            wrong.append(Problem("an init that is not to be had here", f"{site}: method.init", got=self.init, fix=fix))
+        elif start.moved and alpha <= 0:
+            wrong.append(
+                Problem(f"{self.init} divides by the scale", f"{site}: method.alpha", "alpha > 0", f"{alpha:g}")
+            )
         if not 0 <= self.dropout < 1:
             wrong.append(Problem("dropout out of range", "method.dropout", "0 <= p < 1", str(self.dropout)))
+        if self.lr_ratio <= 0:
+            wrong.append(Problem("rate of B out of range", "method.lr_ratio", "a number > 0", str(self.lr_ratio)))
+        if self.freeze_A and site.kind == "embedding" and not (start and start.moved):
+            fix = "leave the embedding out of the targets, or freeze_A=False"
+            wrong.append(
+                Problem("an embedding's A starts at 0: frozen, it never learns", f"{site}: method.freeze_A", fix=fix)
+            )
         if groups != 1:
             wrong.append(Problem("a grouped convolution has no low-rank form here", str(site), "groups=1", str(groups)))
         raise_all(wrong)
 
+    def prepare(self, model: nn.Module, adapters: Adapted, batches: Iterable[Mapping[str, Tensor]]) -> None:
+        start = STARTS[self.init].prepare
+        if start is not None:
+            start(self, model, adapters, batches)
 
-def pick(pattern: Mapping[str, Any], path: str, usual: Any) -> Any:
-    """The first pattern that matches the end of the path at a dot, as PEFT does it."""
-    return next((v for k, v in pattern.items() if re.fullmatch(rf"(?:.*\.)?(?:{k})", path)), usual)
-
-
-def start(A: Tensor, rank: int, init: str) -> None:
-    nn.init.kaiming_uniform_(A, a=5**0.5) if init == "kaiming" else nn.init.normal_(A, std=1 / rank)
-
-
-class LowRank(Adapter):
-    """On a linear layer: lora_A.weight (r, in), lora_B.weight (out, r)."""
-
-    def __init__(self, host: Any, rank: int, scale: float, dropout: float, init: str):
-        super().__init__()
-        out, into = host.weight.shape
-        kind: dict[str, Any] = {"bias": False, "dtype": master(host.weight.dtype), "device": host.weight.device}
-        self.lora_A = nn.utils.skip_init(nn.Linear, into, rank, **kind)
-        self.lora_B = nn.utils.skip_init(nn.Linear, rank, out, **kind)
-        self.scale = scale
-        self.dropout = nn.Dropout(dropout)
-        start(self.lora_A.weight, rank, init)
-        nn.init.zeros_(self.lora_B.weight)
-
-    def forward(self, base: Any, x: Tensor) -> Tensor:
-        y = base(x)
-        inner = self.dropout(x).to(self.lora_A.weight.dtype)  # (..., in)
-        return y + (self.scale * self.lora_B(self.lora_A(inner))).to(y.dtype)
-
-    def merge(self, W: Any) -> dict[str, Tensor]:
-        return {"weight": added(W["weight"], self.scale * (self.lora_B.weight @ self.lora_A.weight))}
+    def groups(self, adapters: Adapted, lr: float) -> list[dict[str, Any]]:
+        """LoRA+: the B of linear layers and convolutions apart, at `lr_ratio` times the rate."""
+        usual = super().groups(adapters, lr)
+        if self.lr_ratio == 1:
+            return usual
+        low = [m for a in adapters.values() for m in a.modules() if isinstance(m, LowRank)]
+        fast = {id(m.B) for m in low if not isinstance(m, LowRankEmbedding)}
+        slow = [g | {"params": [p for p in g["params"] if id(p) not in fast]} for g in usual]
+        split = [g | {"params": [p for p in g["params"] if id(p) in fast], "lr": lr * self.lr_ratio} for g in usual]
+        return [g for g in (*slow, *split) if g["params"]]
 
 
-class LowRankConv(Adapter):
-    """On a 2-d convolution: lora_A.weight (r, C_in, kh, kw), lora_B.weight (C_out, r, 1, 1)."""
-
-    def __init__(self, host: Any, rank: int, scale: float, dropout: float, init: str):
-        super().__init__()
-        kind: dict[str, Any] = {"bias": False, "dtype": master(host.weight.dtype), "device": host.weight.device}
-        shape = {k: getattr(host, k) for k in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
-        self.lora_A = nn.utils.skip_init(nn.Conv2d, host.in_channels, rank, **shape, **kind)
-        self.lora_B = nn.utils.skip_init(nn.Conv2d, rank, host.out_channels, 1, **kind)
-        self.scale = scale
-        self.dropout = nn.Dropout(dropout)
-        start(self.lora_A.weight, rank, init)
-        nn.init.zeros_(self.lora_B.weight)
-
-    forward = LowRank.forward
-
-    def merge(self, W: Any) -> dict[str, Tensor]:
-        delta = torch.einsum("or,rikl->oikl", self.lora_B.weight[:, :, 0, 0], self.lora_A.weight)
-        return {"weight": added(W["weight"], self.scale * delta)}
-
-
-class LowRankEmbedding(Adapter):
-    """On an embedding: lora_embedding_A (r, V), lora_embedding_B (H, r); dropout has no place here, as in PEFT."""
-
-    def __init__(self, host: Any, rank: int, scale: float, dropout: float, init: str):
-        super().__init__()
-        kind: dict[str, Any] = {"dtype": master(host.weight.dtype), "device": host.weight.device}
-        self.lora_embedding_A = nn.Parameter(torch.zeros(rank, host.num_embeddings, **kind))
-        self.lora_embedding_B = nn.Parameter(torch.randn(host.embedding_dim, rank, **kind))
-        self.scale = scale
-
-    def forward(self, base: Any, ids: Tensor) -> Tensor:
-        table = base.host.weight
-        if table.shape[0] != self.lora_embedding_A.shape[1]:
-            raise InputError(resized("weight", table, self.lora_embedding_A.T @ self.lora_embedding_B.T))
-        if frozen_class(base.host) is not nn.Embedding:  # scaled embeddings (Gemma, BART): through the weight
-            return super().forward(base, ids)
-        y = base(ids)
-        low = F.embedding(ids, self.lora_embedding_A.T)  # (..., r)
-        return y + (self.scale * low @ self.lora_embedding_B.T).to(y.dtype)
-
-    def merge(self, W: Any) -> dict[str, Tensor]:
-        return {"weight": added(W["weight"], self.scale * (self.lora_embedding_B @ self.lora_embedding_A).T)}
-
-
-def added(W: Tensor, delta: Tensor) -> Tensor:
-    """W + Δ in the wider of the two dtypes, cast once."""
-    return (W.to(delta.dtype) + delta).to(W.dtype)
+def pick(pattern: Mapping[str, Any], site: Site | str, usual: Any) -> Any:
+    """The first pattern that matches the end of the path at a dot, as PEFT does it; a slice is `path.role` too."""
+    paths = [site] if isinstance(site, str) else [site.path]
+    if isinstance(site, Site) and site.rows is not None:
+        paths.append(f"{site.path}.{site.role}")
+    hits = (v for k, v in pattern.items() if any(re.fullmatch(rf"(?:.*\.)?(?:{k})", p) for p in paths))
+    return next(hits, usual)

@@ -8,10 +8,14 @@ Slices of a fused projection are exact as one LoRA of the summed rank r = Σ r�
 
 with the slices' common scale s (alpha = s √r with `use_rslora`). Slices of unequal scale sᵢ take s₁ and fold sᵢ/s₁
 into Bᵢ, kept in fp64 so that the way back rounds to the very same Bᵢ.
+
+A change that is counted from a start B₀ A₀ (PiSSA, OLoRA) is one LoRA of twice the rank, over the untouched base:
+A = [A; A₀], B = [B, −B₀]. DoRA adds `lora_magnitude_vector (out,)`.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -19,21 +23,24 @@ from torch import Tensor, nn
 from featherweight.checkpoint.entry import Entry, same, stacked
 from featherweight.checkpoint.peft.codec import Adapters, Codec, refused, typed
 from featherweight.checkpoint.peft.names import PREFIX, endings, named, regex, targeted, width
-from featherweight.checkpoint.peft.slices import diagonal
+from featherweight.checkpoint.peft.slices import diagonal, magnitudes
 from featherweight.core.anatomy import anatomy
 from featherweight.core.errors import InputError, Problem
 from featherweight.core.host import base_modules
 from featherweight.core.method import Method
-from featherweight.core.part import Parts, transposed
+from featherweight.core.part import Part, Parts, transposed
 from featherweight.core.site import kind_of
+from featherweight.methods.dora import Decomposed, DoRA, lengths
 from featherweight.methods.lora import LoRA
+from featherweight.methods.lowrank import LowRank, LowRankEmbedding
+from featherweight.methods.shifted import Shifted
 
 # fmt: off
 FIELDS = ("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "modules_to_save", "bias",
           "use_rslora", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
           "init_lora_weights", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-          "qalora_group_size", "ensure_weight_tying")
-FOREIGN = ("use_dora", "lora_bias", "target_parameters", "trainable_token_indices", "layer_replication", "use_qalora",
+          "qalora_group_size", "ensure_weight_tying", "use_dora")
+FOREIGN = ("lora_bias", "target_parameters", "trainable_token_indices", "layer_replication", "use_qalora",
            "alora_invocation_tokens", "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config",
            "megatron_config")  # what makes the adapter compute something else than LoRA
 # fmt: on
@@ -49,7 +56,9 @@ TYPES: dict[str, tuple[type, ...]] = {
     "rank_pattern": (dict,),
     "alpha_pattern": (dict,),
     "use_rslora": (bool,),
+    "use_dora": (bool,),
 }
+NAMES = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))  # [is an embedding]
 UNTOUCHED = (True, False, None, "gaussian", "eva", "orthogonal")  # inits that leave the base's weights alone
 
 
@@ -70,6 +79,7 @@ def config(model: nn.Module, method: Method, adapters: Adapters) -> dict[str, An
         "target_modules": named(list(adapters), list(modules)),
         "fan_in_fan_out": any(transposed(modules[path]) for path in adapters),
         "use_rslora": method.rank_stabilized,
+        "use_dora": isinstance(method, DoRA),
         "init_lora_weights": "gaussian" if method.init == "gaussian" else True,
         "bias": "none",
     }
@@ -93,51 +103,78 @@ def whole(value: float) -> int | float:
     return near if abs(value - near) <= 1e-9 * max(1.0, abs(value)) else value
 
 
-def parts(adapter: nn.Module) -> Sequence[nn.Module]:
-    return list(adapter.of.values()) if isinstance(adapter, Parts) else [adapter]
+def parts(adapter: nn.Module) -> Sequence[LowRank]:
+    return [cast(LowRank, a) for a in (adapter.of.values() if isinstance(adapter, Parts) else [adapter])]
 
 
-def rank(adapter: nn.Module) -> int:
-    table = getattr(adapter, "lora_embedding_A", None)
-    return int((table if table is not None else cast(Any, adapter).lora_A.weight).shape[0])
+def rank(adapter: LowRank) -> int:
+    return int(adapter.factors()[0].shape[0])
 
 
-def scale(adapter: nn.Module) -> float:
-    return float(cast(Any, adapter).scale)
+def scale(adapter: LowRank) -> float:
+    return float(adapter.scale)
 
 
 def entries(model: nn.Module, adapters: Adapters, state: Mapping[str, Tensor]) -> list[Entry]:
     modules = dict(base_modules(model))
-    found: list[Entry] = []
-    for path, adapter in adapters.items():
-        if isinstance(adapter, Parts):
-            found += sliced(path, adapter, state, width(modules[path]))
-        else:
-            names = [n for n, _ in adapter.named_parameters()]
-            found += [same(f"{PREFIX}{path}.{n}", f"{path}.{n}", tuple(state[f"{path}.{n}"].shape)) for n in names]
+    return [e for path, adapter in adapters.items() for e in stored(path, adapter, state, modules[path])]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A pair A, B of the model's tensors by key, with the rows of its slice (None: all) and its share of the scale."""
+
+    A: str
+    B: str
+    rows: Tensor | None
+    fold: float
+
+
+def factors(path: str, adapter: nn.Module) -> list[Factor]:
+    """The pairs of one place: one for each slice, and after it the start that its change is counted from."""
+    many = isinstance(adapter, Parts)
+    slices = adapter.rows if isinstance(adapter, Parts) else {"": None}
+    found = []
+    for (role, rows), low in zip(slices.items(), parts(adapter), strict=True):
+        own = f"{path}.{role}" if many else path
+        fold = scale(low) / scale(parts(adapter)[0])
+        a, b = NAMES[isinstance(low, LowRankEmbedding)]
+        found.append(Factor(f"{own}.{a}", f"{own}.{b}", rows, fold))
+        if isinstance(low, Shifted) and low.origin_A is not None:
+            found.append(Factor(f"{own}.origin_A", f"{own}.origin_B", rows, -fold))
     return found
 
 
-def sliced(path: str, adapter: Parts, state: Mapping[str, Tensor], out: int) -> list[Entry]:
-    """The two entries of one fused projection with `out` rows."""
-    keys = {m: [f"{path}.{role}.{m}.weight" for role in adapter.rows] for m in ("lora_A", "lora_B")}
-    shapes = {m: [tuple(state[k].shape) for k in keys[m]] for m in keys}
-    A = stacked(f"{PREFIX}{path}.lora_A.weight", keys["lora_A"], shapes["lora_A"])
-    if None in adapter.rows.values():  # the whole of a Conv1D
-        return [A, same(f"{PREFIX}{path}.lora_B.weight", keys["lora_B"][0], shapes["lora_B"][0])]
-    rows = [r for r in adapter.rows.values() if r is not None]
-    scales = [scale(p) for p in parts(adapter)]
-    return [
-        A,
-        diagonal(
-            f"{PREFIX}{path}.lora_B.weight",
-            keys["lora_B"],
-            rows,
-            [s[1] for s in shapes["lora_B"]],
-            [s / scales[0] for s in scales],
-            out,
-        ),
-    ]
+def stored(path: str, adapter: nn.Module, state: Mapping[str, Tensor], module: nn.Module) -> list[Entry]:
+    """The file's tensors of one place: A and B, and DoRA's magnitude."""
+    a, b = (f"{PREFIX}{path}.{name}" for name in NAMES[isinstance(adapter, LowRankEmbedding)])
+    found = factors(path, adapter)
+    shapes = {key: tuple(state[key].shape) for f in found for key in (f.A, f.B)}
+    if len(found) == 1 and found[0].rows is None:
+        pair = [same(a, found[0].A, shapes[found[0].A]), same(b, found[0].B, shapes[found[0].B])]
+    else:
+        out = shapes[found[0].B][0] if found[0].rows is None else width(module)
+        pair = [
+            stacked(a, [f.A for f in found], [shapes[f.A] for f in found]),
+            diagonal(b, [f.B for f in found], [f.rows for f in found], [shapes[f.B] for f in found],
+                     [f.fold for f in found], out),
+        ]  # fmt: skip
+    return pair + lengthened(path, adapter, state, module)
+
+
+def lengthened(path: str, adapter: nn.Module, state: Mapping[str, Tensor], module: nn.Module) -> list[Entry]:
+    """DoRA's `lora_magnitude_vector (out,)`, of a convolution `(1, out, 1, 1)`; none where the adapter is a LoRA."""
+    key = f"{PREFIX}{path}.lora_magnitude_vector"
+    if not isinstance(parts(adapter)[0], Decomposed):
+        return []
+    roles = list(adapter.rows) if isinstance(adapter, Parts) else []
+    rows = [r for r in adapter.rows.values() if r is not None] if isinstance(adapter, Parts) else []
+    own = [f"{path}.{role}.magnitude" for role in roles] or [f"{path}.magnitude"]
+    if rows:
+        norms = lengths(Part(module).weight.detach(), state[own[0]].dtype)
+        return [magnitudes(key, own, rows, norms)]
+    shape = tuple(state[own[0]].shape)
+    return [same(key, own[0], shape, (1, *shape, 1, 1) if isinstance(module, nn.Conv2d) else None)]
 
 
 def method(model: nn.Module, config: Mapping[str, Any], where: str) -> Method:
@@ -164,7 +201,8 @@ def method(model: nn.Module, config: Mapping[str, Any], where: str) -> Method:
         hit = [p for p, m in modules.items() if kind_of(m) == "linear" and p not in heads]
     else:
         hit = targeted(config, list(modules), where)
-    return LoRA(
+    kind = DoRA if config.get("use_dora") else LoRA
+    return kind(
         rank=config.get("r", 8),
         alpha=config.get("lora_alpha", 8),
         dropout=config.get("lora_dropout") or 0.0,

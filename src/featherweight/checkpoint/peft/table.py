@@ -18,6 +18,7 @@ from featherweight.core.errors import InputError, Problem, listed
 from featherweight.core.method import Method
 from featherweight.methods.adalora import AdaLoRA
 from featherweight.methods.deep_prompt import DeepPrompt
+from featherweight.methods.dora import DoRA
 from featherweight.methods.experts import ExpertLoRA
 from featherweight.methods.ia3 import IA3
 from featherweight.methods.llama_adapter import LlamaAdapter
@@ -37,6 +38,7 @@ CODECS: dict[type[Method], Codec] = {
     PTuning: prompt.P_TUNING,
     LlamaAdapter: adaption_prompt.CODEC,
     LoRA: lora.CODEC,
+    DoRA: lora.CODEC,
     ExpertLoRA: experts.CODEC,
     AdaLoRA: adalora.CODEC,
     VeRA: vera.CODEC,
