@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featherweight.core.adapter import Adapter
+from featherweight.core.anatomy import find_blocks
 from featherweight.core.base import Base
 from featherweight.core.errors import InputError, Problem
 from featherweight.core.host import base_modules, frozen_class
@@ -53,14 +54,13 @@ def seats(model: nn.Module) -> list[Site]:
 
     Raises InputError for a model that reads no token ids.
     """
-    base = getattr(model, "base_model", None)
-    trunk: Any = base if isinstance(base, nn.Module) else model
+    base: Any = getattr(model, "base_model", model)
     if encodes(model):
-        found = [(trunk.get_encoder(), "tokens"), (trunk.get_decoder(), "across")]
+        found = [(base.get_encoder(), "tokens"), (base.get_decoder(), "across")]
     else:
-        found = [(model if reads_states(model, trunk) else trunk, "tokens")]
+        found = [(model if reads_states(model) else trunk(model), "tokens")]
     host = found[0][0]
-    if not {"input_ids", "inputs_embeds"} <= set(parameters(host)):
+    if not reads(host):
         raise InputError(
             Problem("reads no token embeddings among which virtual tokens could stand", type(model).__name__)
         )
@@ -74,10 +74,25 @@ def encodes(model: nn.Module) -> bool:
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
-def reads_states(model: nn.Module, trunk: nn.Module) -> bool:
+def reads(module: nn.Module) -> bool:
+    return {"input_ids", "inputs_embeds"} <= set(parameters(module))
+
+
+def trunk(model: nn.Module) -> nn.Module:
+    """The innermost module that reads tokens and holds all blocks: some of those around it are never called."""
+    blocks = {id(b) for _, b in find_blocks(model)}
+    found = model
+    while True:
+        inside = [m for m in found.children() if blocks <= {id(b) for _, b in base_modules(m)} and reads(m)]
+        if not inside or not isinstance(getattr(inside[0], "get_input_embeddings", lambda: None)(), nn.Module):
+            return found
+        found = inside[0]
+
+
+def reads_states(model: nn.Module) -> bool:
     """Whether the model classifies sequences with an encoder: its head reads the states themselves, the first place."""
     whole = "ForSequenceClassification" in frozen_class(model).__name__ and "past_key_values" not in parameters(model)
-    return trunk is not model and whole and {"input_ids", "inputs_embeds"} <= set(parameters(model))
+    return whole and reads(model) and trunk(model) is not model
 
 
 def parameters(module: nn.Module) -> tuple[str, ...]:
@@ -87,14 +102,14 @@ def parameters(module: nn.Module) -> tuple[str, ...]:
 def frame(site: Site) -> Frame:
     """How the host at a seat of tokens takes a sequence."""
     host: Any = site.module
-    trunk = getattr(host, "base_model", host)
-    decoding = [m.is_decoder for _, m in base_modules(trunk) if hasattr(m, "is_decoder")]
-    tables = [m for p, m in base_modules(trunk) if isinstance(m, nn.Embedding) and "position" in p]
+    inner = host if encodes(host) else trunk(host)
+    decoding = [m.is_decoder for _, m in base_modules(inner) if hasattr(m, "is_decoder")]
+    tables = [m for p, m in base_modules(inner) if isinstance(m, nn.Embedding) and "position" in p]
     pads = [m.padding_idx for m in tables if m.padding_idx is not None]
     return Frame(
         parameters(host),
         int(host.get_input_embeddings().weight.shape[1]),
-        causal="past_key_values" in parameters(trunk) and all(decoding),
+        causal="past_key_values" in parameters(inner) and all(decoding),
         cut=not encodes(host) or site.role == "across",
         offset=pads[0] + 1 if pads else 0,
     )
