@@ -77,6 +77,12 @@ class Attention:
     def site(self) -> Site:
         return Site(self.path, self.module, "attention")
 
+    @property
+    def heads(self) -> int:
+        """Heads of the queries."""
+        config: Any = self.module.config
+        return int(config.num_attention_heads)
+
 
 class AtAttention(Adapter):
     """Base of adapters on attention modules: what `past` and `attend` declare is done for all rows together."""

@@ -4,10 +4,11 @@
 
 P (n, d) is the layer's prompt, g its gate, s the scale of the layer's own attention. Rotary positions are not applied
 to the prompt. Its softmax, apart from the text's, is taken in fp32. The sum goes through the output projection.
-Count: L' (n d + 1) for the top L' layers. Init: P normal with variance 1, g = 0: attaching changes nothing. Merge:
-none, the prompt meets a softmax of its own.
+`per_head` has a gate for each of the h heads, as the authors' code; PEFT, and this by default, have one a layer.
+Count: L' (n d + 1) for the top L' layers, L' (n d + h) with a gate for each head. Init: P normal with variance 1 and
+g = 0, so attaching changes nothing. Merge: none, the prompt meets a softmax of its own.
 Source: Zhang et al. 2023, "LLaMA-Adapter: Efficient fine-tuning of language models with zero-init attention",
-arXiv:2303.16199 (whose code has a gate for each head; PEFT, and this, have one a layer).
+arXiv:2303.16199.
 """
 
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ class LlamaAdapter(Method):
 
     tokens: int = 10
     layers: int = 30
+    per_head: bool = False
 
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.16199"
     place: ClassVar[str] = "self-attention of the top layers"
@@ -48,18 +50,18 @@ class LlamaAdapter(Method):
         return {a.path: a for a in attentions(model, self.layers, cross=False)}
 
     def build(self, site: Site, shared: dict[str, Attention]) -> Adapter:
-        return Gated(shared[site.path], self.tokens)
+        return Gated(shared[site.path], self.tokens, self.per_head)
 
 
 class Gated(AtAttention):
-    """On an attention module: adaption_prompt (1, n, d), adaption_gate (1,)."""
+    """On an attention module: adaption_prompt (1, n, d), adaption_gate (1,) or (heads,)."""
 
-    def __init__(self, at: Attention, tokens: int):
+    def __init__(self, at: Attention, tokens: int, per_head: bool):
         super().__init__()
         weight = at.key.host.weight  # (d_kv, d)
         kind: dict[str, Any] = {"dtype": master(weight.dtype), "device": weight.device}
         self.adaption_prompt = nn.Parameter(torch.randn(1, tokens, weight.shape[1], **kind))
-        self.adaption_gate = nn.Parameter(torch.zeros(1, **kind))
+        self.adaption_gate = nn.Parameter(torch.zeros(at.heads if per_head else 1, **kind))
         self.made_by = tuple((s.path.removeprefix(f"{at.path}."), s.rows) for s in (at.key, at.value))
 
     def attend(
@@ -73,7 +75,8 @@ class Gated(AtAttention):
         scale = kwargs.get("scaling") or q.shape[-1] ** -0.5
         scores = q @ keys.repeat_interleave(groups, 1).mT * scale  # (batch, heads, time, n)
         seen = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
-        extra = (self.adaption_gate.to(q.dtype) * seen) @ values.repeat_interleave(groups, 1)
+        gate = self.adaption_gate.to(q.dtype).view(-1, 1, 1)
+        extra = (gate * seen) @ values.repeat_interleave(groups, 1)
         return y + extra.transpose(1, 2), weights
 
     def projected(self, module: nn.Module, name: str, rows: Tensor | None, like: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class Prefix(Method):
         there, source = shared
         if site.path not in there:
             return Shift(frame(site), self.tokens)
-        return KeysValues(there[site.path], self.tokens, source)
+        return KeysValues(there[site.path], self.tokens, source, first=site.path == next(iter(there)))
 
     def export(self, adapters: Adapted) -> dict[str, Tensor] | None:
         """The prefixes themselves."""
@@ -118,8 +118,9 @@ class Source(nn.Module):
 class KeysValues(AtAttention):
     """On an attention module: prompt_keys and prompt_values (n, d_kv), or the shared source and W₂ that make them."""
 
-    def __init__(self, at: Attention, tokens: int, source: Source | None):
+    def __init__(self, at: Attention, tokens: int, source: Source | None, first: bool):
         super().__init__()
+        self.first = first  # it answers for the parameters of the source
         key, value = at.key.host.weight, at.value.host.weight
         self.sizes = (int(key.shape[0]), int(value.shape[0]))
         kind: dict[str, Any] = {"dtype": master(key.dtype), "device": key.device}
@@ -133,3 +134,11 @@ class KeysValues(AtAttention):
             return self.prompt_keys, self.prompt_values
         keys, values = self.linear(self.source()).split(self.sizes, 1)
         return keys, values
+
+    def added(self) -> int:
+        mine = super().added()
+        return mine if self.first or "source" not in self._modules else mine - count(self.source)
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

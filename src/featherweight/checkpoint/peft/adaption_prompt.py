@@ -58,4 +58,4 @@ def method(model: nn.Module, config: Mapping[str, Any], where: str) -> Method:
     return LlamaAdapter(tokens=config["adapter_len"], layers=config["adapter_layers"])
 
 
-CODEC = Codec("ADAPTION_PROMPT", FIELDS, config, entries, method, fits=lambda m: True)
+CODEC = Codec("ADAPTION_PROMPT", FIELDS, config, entries, method, fits=lambda m: not m.per_head)
