@@ -124,10 +124,11 @@ def test_rows_of_a_batch() -> None:
 
 @pytest.mark.parametrize(("model", "method", "says"), [
     ("llama", fw.ExpertLoRA(), r"finds no 3-d weights of experts in LlamaForCausalLM; use LoRA"),
+    ("vit", fw.ExpertLoRA(), r"finds no 3-d weights of experts in ViT"),
     ("mixtral", fw.ExpertLoRA(targets=("down_prj", "experts")),
      r"'down_prj' matches none of the 3-d weights; expected .*; did you mean 'down_proj'"),
     ("mixtral", fw.ExpertLoRA(rank=0), r"rank out of range; expected 1 or more"),
 ])  # fmt: skip
 def test_refused(model: str, method: fw.ExpertLoRA, says: str) -> None:
     with pytest.raises(fw.InputError, match=says):
-        fw.attach(tiny(model) if model == "llama" else mixture(model), method)
+        fw.attach(mixture(model) if model in MODELS else tiny(model), method)

@@ -83,9 +83,9 @@ class ExpertLoRA(Method):
 
 
 def stacked(module: nn.Module) -> list[str]:
-    """The names of a module's 3-d weights; those of convolutions are kernels."""
+    """The names of a module's weights of several experts; kernels of convolutions and tables (1, n, d) are none."""
     own = () if isinstance(module, _ConvNd) else module._parameters.items()
-    return [name for name, p in own if p is not None and p.dim() == 3 and p.is_floating_point()]
+    return [n for n, p in own if p is not None and p.dim() == 3 and len(p) > 1 and p.is_floating_point()]
 
 
 class Experts(Adapter):
