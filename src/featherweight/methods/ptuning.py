@@ -6,8 +6,9 @@ E (n, d) ~ N(0, 1); LSTM of 2 layers, both directions, m = d/2 wide each; MLP 2m
 d → m → d, m = d). Count: n d + LSTM + MLP, for d = 768 and n = 9 8,278,272; n d = 6,912 are needed afterwards: h itself
 is what is saved for use, while checkpoints of a run keep the encoder. Not the identity at the start, and never merged.
 
-x is the input; y begins at the second text of a pair (by its token types), or where the token `y` stands ("mask": the
-tokenizer's). Or the rows say all of it: with `pseudo`, h_0, h_1, ... replace that token's embeddings, wherever it is.
+x is the input; y begins with the second text of a pair, by its token types (a row without one: at the end), or with the
+token `y`, which every row must have ("mask": the tokenizer's). Or the rows say all of it: with `pseudo`, h_0, h_1, ...
+replace the embeddings of that token, wherever it stands.
 Source: Liu et al. 2021, "GPT understands, too", arXiv:2103.10385.
 """
 
@@ -83,10 +84,10 @@ class PTuning(Method):
         if self.y == "mask" and getattr(getattr(model, "tokenizer", None), "mask_token_id", None) is None:
             fix = "give the mask token's id: y=103"
             wrong.append(Problem("the model has no tokenizer with a mask", "method.y", got='"mask"', fix=fix))
-        if (middle or end) and self.y == "pair" and self.pseudo is None and decodes(model):
-            what = "a row holds text and answer, and nothing says where the answer begins"
-            fix = "y=ID of the token that begins it, tokens before x alone, or pseudo=ID of tokens in the rows"
-            wrong.append(Problem(what, "method.y", got=repr(self.template), fix=fix))
+        if (end or (middle and self.y == "pair")) and self.pseudo is None and decodes(model):
+            what = "where a decoder's row ends moves as it writes, and no token type says where its answer begins"
+            fix = "template=(i, j) with y=ID of the token that begins the answer, or pseudo=ID of tokens in the rows"
+            wrong.append(Problem(what, "method.template", got=repr(self.template), fix=fix))
         return wrong
 
     def shared(self, model: nn.Module) -> tuple[nn.Module, int]:

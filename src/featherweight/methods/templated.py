@@ -75,17 +75,22 @@ class Templated(Virtual):
         first, last = (~real).long().cumprod(1).sum(1), (real * (index + 1)).amax(1)
         kinds = given.get("token_type_ids")
         if self.y >= 0:
-            begins = self.begins(given) & real
+            begins = self.begins(given, real)
         else:
             begins = torch.zeros_like(real) if kinds is None else (kinds.expand_as(real) == 1) & real
         y = torch.where(begins, index, t).amin(1).minimum(last)
         return torch.stack([first, y, last], 1).repeat_interleave(torch.tensor(self.sizes, device=mask.device), 1)
 
-    def begins(self, given: dict[str, Any]) -> Tensor:
+    def begins(self, given: dict[str, Any], real: Tensor) -> Tensor:
         if given.get("input_ids") is None:
             raise InputError(Problem("inputs_embeds do not tell where y begins", "method.y", fix="give input_ids"))
-        ids: Tensor = given["input_ids"]
-        return ids == self.y
+        found: Tensor = (given["input_ids"] == self.y) & real
+        if not torch.compiler.is_compiling() and not bool(found.any(1).all()):
+            without = (~found.any(1)).nonzero().flatten().tolist()
+            raise InputError(
+                Problem(f"rows without the token {self.y} that y begins with", "input_ids", got=f"{without}")
+            )
+        return found
 
 
 class Fill(Adapter):
