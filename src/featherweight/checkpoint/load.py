@@ -76,10 +76,14 @@ def load(
 ) -> nn.Module:
     """Load an adapter onto `model`, in place, and make it the only active one (`stack=True`: the top one).
 
-    It is for use unless `train=True`. Reads PEFT's folders and ours. Raises one InputError over all missing, extra,
+    It is for use unless `train=True`. Reads PEFT's folders, AdapterHub's and ours. Raises one InputError over all missing, extra,
     misshapen and misspelt tensors, and for a base other than the one on record (`strict_base=False` only warns);
     the model is then as it was.
     """
+    from featherweight.checkpoint import adapterhub
+
+    if adapterhub.holds(place := find(Path(folder), name)):
+        return adapterhub.load(model, place, name, train=train, stack=stack)
     stored = read(folder, name)
     check_base(model, stored, strict_base)
     method, head = meant(model, stored)

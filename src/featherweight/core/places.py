@@ -4,7 +4,7 @@
     under     z                  →  base(z + g(base(z)))         the norm behind a residual sum (BERT)
     beside    base(x)            →  base(x) + g(x)               a feed-forward module of its own (GPT-2, Llama, T5)
     into_sum  base(h, x)         →  base(h, x + g(x))            BERT's Output, which sums and normalizes (h = inner FF)
-    Tap       up(x) … down(h)    →  down(h) + g(x)               feed-forwards that are two layers of their block (BART)
+    Tap       up(x) … down(h)    →  down(h) + g(x)               a feed-forward that is two layers of its block (BART)
 
 g is called once and sees hidden states (..., d) only: masks, caches and what a block returns beside them go through.
 """
@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from featherweight.core.anatomy import anatomy, shape
-from featherweight.core.errors import FeatherweightError, InputError, Problem
+from featherweight.core.errors import InputError, Problem
+from featherweight.core.flow import Flow, Watch, watched
 from featherweight.core.host import base_modules
 from featherweight.core.layout import same_list
-from featherweight.core.site import Site, is_norm
-from featherweight.core.switch import switch
+from featherweight.core.site import Site, is_norm, kind_of
 
 Change = Callable[[Tensor], Tensor]
 Law = Callable[..., Any]  # (base, change, *args, **kwargs) -> the host's output
@@ -58,10 +57,10 @@ class Tap:
         self.x = x
         return base(x)
 
-    def give(self, base: Any, change: Change, h: Tensor) -> Tensor:
+    def give(self, base: Any, change: Change, h: Tensor) -> Any:
         x, self.x = self.x, None
         assert x is not None, "the feed-forward's first layer was not called before its last"
-        return base(h) + change(x)
+        return onto(base(h), lambda hidden: hidden + change(x))
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +112,11 @@ class Plan:
     def feedforward(self) -> Iterator[Place]:
         """The layer that ends each block's feed-forward: its last linear, or the whole of a mixture of experts."""
         for number, (path, block) in self.blocks:
-            downs = self.inside("down", path)
-            yield self.place(number, path, downs[0] if len(downs) == 1 else self.experts(path, block))
+            yield self.place(number, path, self.end(path, block))
+
+    def end(self, path: str, block: nn.Module) -> Site:
+        downs = self.inside("down", path)
+        return downs[0] if len(downs) == 1 else self.experts(path, block)
 
     def experts(self, path: str, block: nn.Module) -> Site:
         """The one child of a block that is neither norm nor attention: a mixture of experts."""
@@ -149,121 +151,66 @@ class Plan:
             site = Site(path, block, "block") if inner is None else Site(f"{path}.{norm}", inner, "norm")
             yield self.place(number, path, site, after if inner is None else under)
 
-    def besides(self) -> Iterator[Place]:
-        """Around each feed-forward: one host, or two (its first layer and its last) that share a tap."""
+    def besides(self, residual: bool = False) -> Iterator[Place]:
+        """Around each feed-forward, from its input: one host, or its first layer and its last, which share a tap.
+
+        With `residual` the input is taken before the norm in front of the feed-forward, where there is one.
+        """
         flows: dict[str, Flow] = {}
         for number, (path, block) in self.blocks:
-            ups, downs = [*self.inside("up", path), *self.inside("gate", path)], self.inside("down", path)
-            if len(downs) != 1:
-                yield self.place(number, path, self.experts(path, block), beside)
-                continue
-            down = downs[0]
-            modules = dict(base_modules(block, path))
-            around = [down.path[:i] for i, c in enumerate(down.path) if c == "." and i > len(path)]
-            called = [p for p in around if not isinstance(modules[p], nn.ModuleList | nn.ModuleDict)]
-            holder = next((p for p in reversed(called) if any(u.path.startswith(f"{p}.") for u in ups)), None)
-            if holder is not None:
-                yield self.place(number, path, Site(holder, modules[holder], "mlp"), beside)
-                continue
-            flows = flows or self.flows()
-            if flows[path].summed:
-                yield self.place(number, path, Site(around[-1], modules[around[-1]], "mlp"), into_sum)
-                continue
-            tap = Tap()
-            yield self.place(number, path, Site(ups[0].path, ups[0].module, "tap"), tap.keep)
-            yield self.place(number, path, down, tap.give)
+            end, holder = self.end(path, block), self.holder(path, block)
+            if residual or holder is None:
+                flows = flows or self.flows()
+            if residual and not flows[path].norm:
+                found = tapped(self.front(path, block, flows[path].front), end)
+            elif holder is not None:
+                found = [(holder, beside)]
+            elif flows[path].summed:
+                found = [(around(path, block, end), into_sum)]
+            else:
+                found = tapped(self.inside("up", path)[0], end)
+            for site, law in found:
+                yield self.place(number, path, site, law)
 
-    def flows(self) -> dict[str, "Flow"]:
+    def holder(self, path: str, block: nn.Module) -> Site | None:
+        """The module that is all of a block's feed-forward and nothing else; None where the block calls two layers."""
+        end = self.end(path, block)
+        starts = [*self.inside("up", path), *self.inside("gate", path)]
+        if kind_of(end.module) != "linear":
+            return end
+        modules, outer = dict(base_modules(block, path)), end.path
+        while (outer := outer.rpartition(".")[0]) != path:
+            called = not isinstance(modules[outer], nn.ModuleList | nn.ModuleDict)
+            if called and any(s.path.startswith(f"{outer}.") for s in starts):
+                return Site(outer, modules[outer], "mlp")
+        return None
+
+    def front(self, path: str, block: nn.Module, norm: str) -> Site:
+        if not norm:
+            raise InputError(Problem("no norm in front of this block's feed-forward", path, fix='reads="input"'))
+        return Site(f"{path}.{norm}", dict(base_modules(block))[norm], "norm")
+
+    def flows(self) -> dict[str, Flow]:
         """How hidden states flow through each block, as seen in the first block of its list."""
-        firsts = {}
-        for _, (path, _) in self.blocks:
-            firsts[path] = next(p for p, _ in self.there.blocks if same_list(p, path))
-        seen = watch(self, sorted(set(firsts.values())))
+        blocks = dict(self.there.blocks)
+        firsts = {path: next(p for p in blocks if same_list(p, path)) for _, (path, _) in self.blocks}
+        watches = []
+        for path in sorted(set(firsts.values())):
+            end, ups = self.end(path, blocks[path]), self.inside("up", path)
+            parent = around(path, blocks[path], end)
+            start = ups[0].module if ups else end.module
+            watches.append(Watch(path, blocks[path], start, None if parent.path == path else parent.module))
+        seen = watched(self.model, watches, blocks)
         return {path: seen[first] for path, first in firsts.items()}
 
 
-@dataclass(frozen=True)
-class Flow:
-    """`norm` is the norm whose output the block returns, "" where there is none. `summed`: whether the module around
-    the feed-forward's last layer is given the feed-forward's input as its second argument and ends in that norm."""
-
-    norm: str
-    summed: bool
+def around(path: str, block: nn.Module, site: Site) -> Site:
+    """The module that a site of a block is a child of."""
+    parent = site.path.rpartition(".")[0]
+    return Site(parent, dict(base_modules(block, path))[parent], "mlp")
 
 
-class Done(Exception):
-    """Every block that was to be watched has run."""
-
-
-def watch(plan: Plan, firsts: list[str]) -> dict[str, Flow]:
-    """Run the model on a tiny input with its adapters off and follow tensors by identity through some blocks."""
-    model, flows = plan.model, {}
-    modules = dict(base_modules(model))
-    handles = []
-    for path in firsts:
-        normed: list[tuple[Tensor, str]] = []
-        given: list[tuple[Any, ...]] = []
-        fed: list[Tensor] = []
-        for p, m in base_modules(modules[path], path):
-            if is_norm(m):
-                handles.append(m.register_forward_hook(lambda _m, _a, y, p=p, s=normed: s.append((y, p))))
-        ups, downs = plan.inside("up", path), plan.inside("down", path)
-        if ups and len(downs) == 1 and (around := downs[0].path.rpartition(".")[0]) != path:
-            handles.append(ups[0].module.register_forward_pre_hook(lambda _, a, s=fed: s.append(a[0])))
-            handles.append(modules[around].register_forward_pre_hook(lambda _, a, s=given: s.append(a)))
-
-        def end(_m: Any, _a: Any, out: Any, path: str = path, normed: Any = normed, pairs: Any = (given, fed)) -> None:
-            hidden = out[0] if isinstance(out, tuple) else out
-            norm = next((p for y, p in normed if y is hidden), "")
-            summed = any(len(a) == 2 and any(a[1] is x for x in pairs[1]) for a in pairs[0])
-            flows[path] = Flow(norm.removeprefix(f"{path}."), bool(norm) and summed)
-            if len(flows) == len(firsts):
-                raise Done
-
-        handles.append(modules[path].register_forward_hook(end))
-    run(model, handles, firsts[0])
-    return flows
-
-
-def run(model: nn.Module, handles: list[Any], where: str) -> None:
-    """Call the model on the smallest input of its kind until `Done`, and leave it as it was."""
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        with torch.no_grad(), switch(model, None):
-            model.eval()(**sample(model))
-        raise InputError(Problem("this block is never called", where))
-    except Done:
-        return
-    except FeatherweightError:
-        raise
-    except Exception as error:
-        raise InputError(
-            Problem(
-                "the model could not be run on a tiny input to see how its blocks sum and normalize",
-                where,
-                got=f"{type(error).__name__}: {error}",
-                fix="Houlsby() and Lin() need no such run",
-            )
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-        for m, mode in modes:
-            m.training = mode
-
-
-def sample(model: nn.Module) -> dict[str, Tensor]:
-    """The smallest input of a model's kind: five tokens, an image or a spectrogram of zeros."""
-    config: Any = getattr(model, "config", None)
-    p = next(model.parameters())
-    ids = torch.arange(5, device=p.device)[None]
-    name = getattr(model, "main_input_name", "input_ids")
-    if name == "pixel_values":
-        size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
-        inputs = {name: torch.zeros(1, config.num_channels, size, size, device=p.device, dtype=p.dtype)}
-    elif name == "input_features":
-        size = (1, config.num_mel_bins, 2 * config.max_source_positions)
-        inputs = {name: torch.zeros(size, device=p.device, dtype=p.dtype)}
-    else:
-        inputs = {name: ids, "attention_mask": torch.ones_like(ids)}
-    return inputs | ({"decoder_input_ids": ids} if getattr(config, "is_encoder_decoder", False) else {})
+def tapped(start: Site, end: Site) -> list[tuple[Site, Law]]:
+    """From the input of `start` to the output of `end`."""
+    tap = Tap()
+    return [(Site(start.path, start.module, "tap"), tap.keep), (end, tap.give)]

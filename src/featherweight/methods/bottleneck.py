@@ -74,14 +74,15 @@ class Bottleneck(Inserted):
         self, place: Place, method: Any, shared: "Shared", down: nn.Module, up: nn.Module, norm: nn.Module | None = None
     ):
         super().__init__(place, shared.drop, shared.first())
-        self.activation = method.activation
+        self.width, self.activation = place.width, method.activation
         self.norm, self.down, self.up = norm, down, up
         self.dropout = nn.Dropout(method.dropout)
         self.scale: float | Tensor = 1.0
 
     def change(self, x: Tensor) -> Tensor:
         """g(x), (..., d) -> (..., d), without the residual."""
-        inner = x.to(self.up.bias.dtype).contiguous()  # else torch rounds otherwise while the weight trains
+        dtype = next(self.up.parameters()).dtype
+        inner = x.to(dtype).contiguous()  # else torch rounds otherwise while the weight trains
         inner = inner if self.norm is None else self.norm(inner)
         inner = self.up(ACTIVATIONS[self.activation](self.down(inner)))  # (..., b) -> (..., d)
         return self.dropout(self.scale * inner).to(x.dtype)

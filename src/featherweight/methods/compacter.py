@@ -71,7 +71,7 @@ class Compacter(Method):
 
 
 class Kronecker(nn.Module):
-    """phm_rule (n, n, n), W_left (n, in/n, ρ), W_right (n, ρ, out/n), bias (out,)."""
+    """phm_rule (n, n, n), W_left (n, in/n, ρ), W_right (n, ρ, out/n), b (out,)."""
 
     def __init__(self, into: int, out: int, method: Compacter, rule: nn.Parameter | None, like: dict[str, Any]):
         super().__init__()
@@ -79,10 +79,10 @@ class Kronecker(nn.Module):
         self.phm_rule = nn.Parameter(torch.empty(n, n, n, **like).normal_(std=0.01)) if rule is None else rule
         self.W_left = nn.Parameter(torch.empty(n, into // n, rank, **like))
         self.W_right = nn.Parameter(torch.empty(n, rank, out // n, **like))
-        self.bias = nn.Parameter(torch.zeros(out, **like))
+        self.b = nn.Parameter(torch.zeros(out, **like))
         for factor in (*self.W_left.data, *self.W_right.data):
             nn.init.xavier_normal_(factor)
 
     def forward(self, x: Tensor) -> Tensor:
         W = torch.einsum("nij,nkr,nrl->ikjl", self.phm_rule, self.W_left, self.W_right)  # (n, in/n, n, out/n)
-        return x @ W.reshape(-1, len(self.bias)) + self.bias
+        return x @ W.reshape(-1, len(self.b)) + self.b

@@ -62,7 +62,7 @@ class Fusion(Method):
 
     def build(self, site: Site, shared: Any) -> Adapter:
         one = site.module.adapters[self.of[0]]  # type: ignore[index]
-        return Mixed(one.up.bias, self.of, self.dropout) if isinstance(one, Bottleneck) else Together(self.of)
+        return Mixed(one, self.of, self.dropout) if isinstance(one, Bottleneck) else Together(self.of)
 
     def penalty(self, adapters: Adapted) -> Tensor | None:
         values = [a.value.weight for a in adapters.values() if isinstance(a, Mixed)]
@@ -113,9 +113,10 @@ class Together(Adapter):
 class Mixed(Together):
     """query.weight, key.weight, value.weight (d, d), query.bias, key.bias (d,)."""
 
-    def __init__(self, like: Any, of: tuple[str, ...], dropout: float):
+    def __init__(self, one: Bottleneck, of: tuple[str, ...], dropout: float):
         super().__init__(of)
-        d, kind = len(like), {"device": like.device, "dtype": like.dtype}
+        d, like = one.width, next(one.up.parameters())
+        kind: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
         self.query, self.key = nn.Linear(d, d, **kind), nn.Linear(d, d, **kind)
         self.value = nn.Linear(d, d, bias=False, **kind)
         self.dropout = nn.Dropout(dropout)

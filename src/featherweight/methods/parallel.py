@@ -7,6 +7,8 @@
 
 D (b, d), U (d, b): L (2 d b + b + d) parameters, L more where s is learned (`scale="learned"`). D starts
 Kaiming-uniform with a = √5, U and the biases at 0: exactly the identity. Cannot be merged.
+x is what the feed-forward reads; where a norm stands in front of it (GPT-2, Llama, T5), `reads="residual"` takes x from
+before that norm, as AdapterHub does.
 Source: He et al. 2021, "Towards a unified view of parameter-efficient transfer learning", arXiv:2110.04366.
 """
 
@@ -32,6 +34,7 @@ class Parallel(Method):
     bottleneck: int | None = None
     activation: str = "relu"
     scale: float | str = 4.0
+    reads: str = "input"
     dropout: float = 0.0
     skip: int = 0
     drop: int = 0
@@ -46,7 +49,9 @@ class Parallel(Method):
         check(self)
         if isinstance(self.scale, str) and self.scale != "learned":
             raise InputError(Problem("unknown scale", "method.scale", 'a number or "learned"', repr(self.scale)))
-        return list(Plan(model, self.skip).besides())
+        if self.reads not in ("input", "residual"):
+            raise InputError(Problem("unknown input", "method.reads", '"input" or "residual"', repr(self.reads)))
+        return list(Plan(model, self.skip).besides(self.reads == "residual"))
 
     def shared(self, model: nn.Module) -> Shared:
         check(self, len(Plan(model).blocks))
