@@ -90,9 +90,15 @@ def load(
     with undone(model, name), quiet_chance(model):
         attach(model, method, name, head=head, stack=stack, train=train)
         entries = table(model, name)
-        tensors = without_copies(model, stored.tensors, entries, str(stored.folder / WEIGHTS))
+        tensors = without_copies(model, used(stored), entries, str(stored.folder / WEIGHTS))
         load_state(model, name, unpacked(entries, tensors, WEIGHTS))
     return model
+
+
+def used(stored: Stored) -> Mapping[str, Tensor]:
+    """The tensors of a file without those that a foreign library writes and never uses."""
+    codec = None if stored.record else for_type(str(stored.config["peft_type"]), CONFIG)
+    return codec.used(stored.config, stored.tensors) if codec and codec.used else stored.tensors
 
 
 def check_base(model: nn.Module, stored: Stored, strict: bool) -> None:
