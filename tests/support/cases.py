@@ -42,7 +42,7 @@ METHODS: dict[str, Any] = {
     "llama-adapter": fw.LlamaAdapter(tokens=3),
     "prompt": fw.Prompt(tokens=4),
     "ptuning": fw.PTuning(template=(3,)),
-    "ptuning-template": fw.PTuning(template=(2, 1, 2), encoder="mlp", hidden=8, y=9),
+    "ptuning-template": fw.PTuning(template=(2, 1, 2), encoder="mlp", hidden=8),
 }
 
 

@@ -40,7 +40,7 @@ class PromptEncoder(nn.Module):
 
 
 class Lstm(nn.Module):
-    """The parameters of `nn.LSTM(d, m, num_layers=2, bidirectional=True)`; that module itself breaks compiled graphs."""
+    """The parameters of `nn.LSTM(d, m, num_layers=2, bidirectional=True)`, which itself breaks compiled graphs."""
 
     def __init__(self, d: int, m: int, **kind: Any):
         super().__init__()
