@@ -7,7 +7,7 @@ SRC = Path(__file__).parent.parent / "src" / "featherweight"
 LAYERS = (
     ("core",),
     ("methods",),
-    ("kernels", "checkpoint", "interop"),
+    ("kernels", "checkpoint", "interop", "combine"),
     ("data", "tasks"),
     ("evaluate",),
     ("train",),

@@ -47,6 +47,7 @@ _HOME = {
     "featherweight.methods.tokens": ("Tokens",),
     "featherweight.methods.vera": ("VeRA",),
     "featherweight.checkpoint": ("save", "load"),
+    "featherweight.combine": ("combine", "extract", "Linear", "Cat", "SVD", "TIES", "DARE", "MagnitudePrune", "Geometric"),
     "featherweight.interop": ("load_model", "load_base"),
     "featherweight.tasks": ("Classification", "MultiLabel", "Regression", "CausalLM", "Seq2Seq"),
     "featherweight.evaluate": ("evaluate", "predict", "generate"),
