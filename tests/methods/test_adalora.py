@@ -22,7 +22,8 @@ def peer(model: Any, method: fw.AdaLoRA, total: int) -> Any:
     made = triplets(adapters(model, "default"))
     config = AdaLoraConfig(
         init_r=method.rank, target_r=method.target_rank, lora_alpha=method.alpha, total_step=total,
-        tinit=int(method.start), tfinal=int(method.final), deltaT=int(method.every), target_modules=["q_proj", "up_proj"],
+        tinit=int(method.start), tfinal=int(method.final), deltaT=int(method.every),
+        target_modules=["q_proj", "up_proj"],
         task_type="CAUSAL_LM",
     )  # fmt: skip
     theirs = get_peft_model(tiny("llama"), config)

@@ -90,7 +90,5 @@ def test_counts_and_no_decay() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(
-        fw.InputError, match=r"(?s)method\.rank.*method\.sides: unknown sides; expected both or .*noise"
-    ):
+    with pytest.raises(fw.InputError, match=r"(?s)method\.rank.*unknown sides; expected both or .*noise"):
         fw.attach(tiny("llama"), fw.Scaling(rank=0, sides="out", noise=1.0))

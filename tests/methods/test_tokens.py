@@ -147,6 +147,18 @@ def test_lora_on_the_embedding_with_new_tokens(tmp_path: Any) -> None:
     torch.testing.assert_close(logits(fw.merge(other), batch), on, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+def test_the_table_may_grow_after_the_attach(arch: str) -> None:
+    """transformers resizes a table in place: the chosen rows stay chosen, tied or not."""
+    model = fw.attach(tiny(arch), fw.Tokens(tokens=(40, 14)))
+    disturb(model, 0.5)
+    before = logits(model, inputs(arch))
+    model.resize_token_embeddings(105, mean_resizing=False)
+    torch.testing.assert_close(logits(model, inputs(arch))[..., :99], before, atol=1e-6, rtol=1e-6)
+    on = logits(model, inputs(arch))
+    torch.testing.assert_close(logits(fw.merge(model), inputs(arch)), on, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("tokens", "says"), [
     ((), r"method\.tokens: no tokens; expected a list"),
     ("<a>", r"method\.tokens: no tokens; expected a list"),
