@@ -4,11 +4,13 @@ under the same names and shapes.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from featherweight.core.errors import FeatherweightError, InputError, Problem
 from featherweight.core.host import base_modules
@@ -63,7 +65,8 @@ def watched(model: nn.Module, watches: list[Watch], blocks: Mapping[str, nn.Modu
     ends = [blocks[w.path].register_forward_hook(lambda _m, _a, out, w=w: end(w, out)) for w in watches]
     modes = [(m, m.training) for m in model.modules()]
     try:
-        with torch.no_grad(), switch(model, None):
+        stored = not next(model.parameters()).is_meta
+        with torch.no_grad(), switch(model, None), nullcontext() if stored else Unstored():
             model.eval()(**sample(model))
         raise InputError(Problem("this block is never called", next(w.path for w in watches if w.path not in flows)))
     except Done:
@@ -77,6 +80,17 @@ def watched(model: nn.Module, watches: list[Watch], blocks: Mapping[str, nn.Modu
             handle.remove()
         for m, mode in modes:
             m.training = mode
+
+
+class Unstored(TorchDispatchMode):
+    """Lets a model on the meta device run: where it asks a tensor for a number, as whether a mask is all ones, that is
+    1. Tensors keep their identity there, and that is all that is looked at.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return torch.ones((), dtype=args[0].dtype).item()
+        return func(*args, **(kwargs or {}))
 
 
 def unrunnable(path: str, error: Exception) -> Problem:

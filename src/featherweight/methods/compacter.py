@@ -67,7 +67,16 @@ class Compacter(Method):
             got = f"n {self.n}, width {site.width}, bottleneck {b}"
             raise InputError(Problem("n must divide the width and the bottleneck", f"{site}: method.n", got=got))
         down, up = (Kronecker(i, o, self, shared.rule, resembling(site)) for i, o in ((site.width, b), (b, site.width)))
-        return Bottleneck(site, self, shared, down, up)
+        return Kroneckers(site, self, shared, down, up)
+
+
+class Kroneckers(Bottleneck):
+    """A bottleneck of Kronecker layers; a shared rule adds to the model once."""
+
+    def added(self) -> int:
+        down: Any = self.down
+        up: Any = self.up
+        return super().added() - (0 if self.first or down.phm_rule is not up.phm_rule else down.phm_rule.numel())
 
 
 class Kronecker(nn.Module):
