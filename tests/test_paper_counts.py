@@ -4,6 +4,7 @@ A mark says how the printed figure compares with the exact one: "=" the exact co
 the exact one stands.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -97,13 +98,14 @@ class Printed:
     """A count in a table: `text` as printed (if at all), `mark` whether the exact count rounds to it."""
 
     model: str
-    method: Method
+    method: Method | tuple[Method, ...]  # several: counted together
     exact: int
     text: str = ""
     mark: str = "="
 
     def __str__(self) -> str:
-        return f"{self.model}-{type(self.method).__name__}-{self.text or self.exact}"
+        kinds = "+".join(type(m).__name__ for m in together(self.method))
+        return f"{self.model}-{kinds}-{self.text or self.exact}"
 
 
 def rounds_to(exact: int, text: str) -> bool:
@@ -113,13 +115,21 @@ def rounds_to(exact: int, text: str) -> bool:
     return abs(exact / unit - float(text[:-1])) <= 0.5 * 10**-digits
 
 
-def counted(model: str, method: Method) -> int:
+Methods = Method | tuple[Method, ...]
+
+
+def together(method: Methods) -> tuple[Method, ...]:
+    return method if isinstance(method, tuple) else (method,)
+
+
+def counted(model: str, method: Methods) -> int:
     return attached(model, method).trainable
 
 
-def attached(model: str, method: Method, head: bool = False) -> Trainable:
+def attached(model: str, method: Methods, head: bool = False) -> Trainable:
     built = build(model)
-    fw.attach(built, method, head=head)
+    for i, one in enumerate(together(method)):
+        fw.attach(built, one, str(i), head=head, stack=True)
     count = fw.trainable(built)
     fw.detach(built)
     return count
@@ -194,6 +204,75 @@ IA3 = [
     Printed("t0", fw.IA3(), 1_081_344),
 ]
 
+# Adapter-H and Adapter-P of Hu et al. are counted without the norms, Adapter-L with its own
+ADAPTERS = [
+    Printed("gpt2-medium", fw.Lin(bottleneck=6), 368_784, "0.37M"),
+    Printed("gpt2-medium", fw.Lin(bottleneck=8), 467_136, "0.5M"),
+    Printed("gpt2-medium", fw.Lin(bottleneck=224), 11_089_152, "11.09M"),
+    Printed("gpt2-large", fw.Lin(bottleneck=8), 875_808, "0.88M"),
+    Printed("gpt2-large", fw.Lin(bottleneck=248), 23_002_848, "23.00M"),
+    Printed("gpt2-medium", fw.Houlsby(bottleneck=5, norms=False), 540_912, "0.5M"),
+    Printed("gpt2-medium", fw.Houlsby(bottleneck=112, norms=False), 11_064_576, "11.09M", "!"),
+    Printed("gpt2-medium", fw.Houlsby(bottleneck=113, norms=False), 11_162_928, "11.09M", "!"),
+    Printed("roberta-base", fw.Pfeiffer(bottleneck=16), 304_320, "0.3M"),
+    Printed("roberta-base", fw.Pfeiffer(bottleneck=48), 894_528, "0.9M"),
+    Printed("roberta-large", fw.Pfeiffer(bottleneck=64), 3_171_840, "3.0M", "!"),
+    Printed("roberta-large", fw.Pfeiffer(bottleneck=16), 811_392, "0.8M"),
+    Printed("roberta-large", fw.Houlsby(bottleneck=64, norms=False), 6_343_680, "6.0M", "!"),
+    Printed("roberta-large", fw.Houlsby(bottleneck=8, norms=False), 835_968, "0.8M"),
+    Printed("gpt3-175b", fw.Houlsby(bottleneck=1, norms=False), 7_078_080, "7.1M"),
+    Printed("gpt3-175b", fw.Houlsby(bottleneck=4, norms=False), 21_234_432, "21.2M"),
+    Printed("gpt3-175b", fw.Houlsby(bottleneck=8, norms=False), 40_109_568, "40.1M"),
+    Printed("gpt3-175b", fw.Houlsby(bottleneck=16, norms=False), 77_859_840, "77.9M"),
+    Printed("gpt3-175b", fw.Houlsby(bottleneck=64, norms=False), 304_361_472, "304.4M"),
+    *(Printed("bert-base", fw.Pfeiffer(bottleneck=b), n) for b, n in ((16, 304_320), (48, 894_528), (64, 1_189_632))),
+    Printed("bert-base", fw.Houlsby(bottleneck=32, norms=False), 1_198_848),
+]
+HOULSBY = [
+    ("bert-base", 36_864, {8: 313_536, 16: 608_640, 64: 2_379_264, 256: 9_461_760}),
+    ("bert-large", 98_304, {8: 835_968, 64: 6_343_680, 256: 25_227_264}),
+]
+VIRTUAL = [
+    Printed("gpt3-175b", fw.Prompt(tokens=256 + 8), 3_244_032, "3.2M"),
+    Printed("gpt3-175b", fw.PTuning(template=(256, 8), encoder="none"), 3_244_032, "3.2M"),
+    # L d (l_p + l_i), as many infix as prefix vectors: our n keys and n values per block
+    Printed("gpt3-175b", fw.Prefix(tokens=8, hidden=0), 18_874_368, "20.2M", "!"),
+    Printed("gpt3-175b", fw.Prefix(tokens=2, hidden=0), 4_718_592, "5.1M", "!"),
+    Printed("gpt3-175b", fw.Prefix(tokens=4, hidden=0), 9_437_184, "10.1M", "!"),
+    Printed("gpt3-175b", fw.Prefix(tokens=18, hidden=0), 42_467_328, "44.1M", "!"),
+    Printed("gpt3-175b", fw.Prefix(tokens=32, hidden=0), 75_497_472, "76.1M", "!"),
+    Printed("gpt2-medium", fw.Prefix(tokens=7, hidden=0), 344_064, "0.35M", "!"),
+    Printed("gpt2-large", fw.Prefix(tokens=8, hidden=0), 737_280, "0.77M", "!"),
+    Printed("bert-base-cased", fw.PTuning(), 8_278_272),
+    Printed("bert-large-cased", fw.PTuning(), 14_707_712),
+    Printed("roberta-base", fw.PTuning(), 8_278_272),
+    Printed("roberta-large", fw.PTuning(), 14_707_712),
+    Printed("gpt2-medium", fw.PTuning(), 14_707_712),
+    Printed("gpt2-xl", fw.PTuning(), 35_883_200),
+    Printed("llama-7b", fw.LlamaAdapter(per_head=True), 1_229_760, "1.2M"),
+]
+VERA = [
+    Printed("gpt2-medium", fw.VeRA(rank=1024), 98_304, "0.098M"),
+    Printed("gpt2-large", fw.VeRA(rank=1024), 165_888, "0.17M"),
+    Printed("roberta-base", fw.VeRA(rank=1024), 43_008, "0.043M"),
+    Printed("roberta-large", fw.VeRA(rank=256), 61_440, "0.061M"),
+]
+CREATED = fw.BitFit(create=True, targets=("attention", "gate", "up"))
+T_FEW = [
+    Printed("t0-3b", (CREATED, fw.LayerNorm()), 1_331_200, "1.3M"),
+    Printed("t0-3b", (fw.Pfeiffer(reduction=32), fw.LayerNorm()), 12_934_144, "12.9M"),
+    Printed("t0-3b", (fw.Compacter(shared_rule=False), fw.LayerNorm()), 870_400, "807K", "!"),
+    Printed("t0-3b", (fw.Compacter(shared_rule=False, plus=True), fw.LayerNorm()), 560_128, "540K", "!"),
+    Printed("t0-3b", fw.Prompt(tokens=10, decoder=True), 40_960, "41K"),
+    Printed("t0-3b", fw.Prompt(tokens=100, decoder=True), 409_600, "409K", "!"),
+    Printed("t0-3b", fw.Prefix(tokens=2, hidden=0), 589_824, "576K", "!"),
+    Printed("t0-3b", (fw.LoRA(rank=4, targets="linear"), fw.LayerNorm()), 9_097_216, "9.1M"),
+    Printed("t0-3b", fw.Intrinsic(dimension=500_000), 500_000, "500K"),
+    Printed("t0-3b", fw.Intrinsic(dimension=20_000), 20_000, "20K"),
+    Printed("bert-base", fw.Compacter(), 57_088),
+    Printed("bert-base", fw.Compacter(plus=True), 28_576),
+]
+
 
 def check(row: Printed) -> None:
     assert counted(row.model, row.method) == row.exact
@@ -244,6 +323,48 @@ def test_lora_ranks_of_table_6(targets, per_rank, rank):
 @pytest.mark.parametrize("row", IA3, ids=str)
 def test_ia3(row):
     check(row)
+
+
+@pytest.mark.parametrize("row", ADAPTERS, ids=str)
+def test_adapters(row):
+    check(row)
+
+
+@pytest.mark.parametrize(("model", "norms", "counts"), HOULSBY, ids=[m for m, *_ in HOULSBY])
+def test_houlsby_with_and_without_the_norms(model, norms, counts):
+    for size, exact in counts.items():
+        assert counted(model, fw.Houlsby(bottleneck=size, norms=False)) == exact
+        assert counted(model, fw.Houlsby(bottleneck=size)) == exact + norms
+
+
+@pytest.mark.parametrize("row", VIRTUAL, ids=str)
+def test_virtual_tokens(row):
+    check(row)
+
+
+@pytest.mark.parametrize("row", VERA, ids=str)
+def test_vera(row):
+    check(row)
+
+
+@pytest.mark.parametrize("row", T_FEW, ids=str)
+def test_t_few(row):
+    check(row)
+
+
+@pytest.mark.parametrize(("density", "exact", "text"), [(0.002, 5_699_514, "6M"), (0.0002, 569_951, "600K")])
+def test_fishmask_keeps_a_share_of_all_parameters(density, exact, text):
+    assert math.floor(density * counted("t0-3b", fw.Full())) == exact
+    assert f"{exact:.0e}" == f"{float(text[:-1]) * {'K': 1e3, 'M': 1e6}[text[-1]]:.0e}"
+
+
+def test_one_adapter_of_bert_and_the_layer_it_sits_in():
+    """ "about 50K" beside "about 7M": 49,952 of 7,087,872, two of them 70.9 times fewer; LoRA r 4 on all six 128.2."""
+    layer = sum(p.numel() for p in build("bert-base").encoder.layer[0].parameters())
+    two = counted("bert-base", fw.Houlsby(bottleneck=32, norms=False)) // 12
+    low = counted("bert-base", fw.LoRA(rank=4, targets=("attention", "mlp"))) // 12
+    assert (layer, two, low) == (7_087_872, 2 * 49_952, 24_576 + 30_720)
+    assert (round(layer / two, 1), round(layer / low, 1)) == (70.9, 128.2)
 
 
 def test_ia3_on_disk():
