@@ -15,7 +15,8 @@ from featherweight.cli.value import described
 from featherweight.core.errors import InputError, Problem, did_you_mean
 
 LEGEND = (
-    "merge: folds into plain weights; rows: may differ from row to row of a batch; PEFT: peft reads and writes it.",
+    "merge: folds into plain weights; rows: may differ from row to row of a batch;",
+    "PEFT: peft reads and writes it; lr: the default learning rate, for AdamW.",
     "fw methods NAME shows a method's equation and fields.",
 )
 

@@ -1,0 +1,58 @@
+"""`fw methods`: everything on it is said by the classes, and every method says all of it."""
+
+import re
+
+import pytest
+
+from featherweight.cli.methods_command import facts, start, told
+from featherweight.cli.schema import methods
+from featherweight.core.method import Method
+
+
+@pytest.mark.parametrize("width", [80, 120, 160])
+def test_the_table_has_every_method_and_trait(fw, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = fw("methods").out
+    assert max(map(len, shown.splitlines())) <= width
+    flat = re.sub(r"\s+", "", shown)
+    for name, method in methods().items():
+        assert re.search(rf"^ *{name} ", shown, re.MULTILINE), name
+        assert re.sub(r"\s+", "", f"{facts(method)['lr']:g}") in flat
+
+
+def test_the_traits_are_the_classes_own(fw):
+    found = fw("methods", "--json").json["methods"]
+    assert set(found) == set(Method.known)
+    lora, houlsby, full, prompt = (found[n] for n in ("lora", "houlsby", "full", "prompt"))
+    assert (lora["mergeable"], lora["per_row"], lora["peft"], lora["targets"]) == (
+        True,
+        True,
+        "LORA",
+        ["query", "value"],
+    )
+    assert (houlsby["mergeable"], houlsby["identity"], houlsby["peft"]) == (False, True, None)
+    assert (full["mergeable"], full["per_row"], full["peft"]) == (True, False, None)
+    assert (prompt["mergeable"], prompt["identity"], prompt["peft"]) == (False, False, "PROMPT_TUNING")
+    assert all(f["paper"] and f["place"] and f["lr_source"] and f["lr"] > 0 for f in found.values())
+
+
+@pytest.mark.parametrize("name", list(methods()))
+def test_a_page_shows_equation_fields_and_source(fw, name):
+    page = fw("methods", name)
+    assert page.code == 0, page.err
+    method, fact = methods()[name], facts(methods()[name])
+    assert "Source: " in page.out
+    assert fact["lr_source"] in page.out
+    assert start(fact) in page.out
+    for field in fact["fields"]:
+        assert f"--method.{field.replace('_', '-')} " in page.out
+    for about in told(method).values():
+        assert about in page.out
+    assert fw("methods", name, "--json").json["about"] in page.out
+
+
+def test_a_start_in_words():
+    exact = {"identity": True, "near": 0.0}
+    assert start(exact) == "the base, bit for bit"
+    assert start(exact | {"near": 1e-3}) == "the base, within 0.001 of its largest output"
+    assert start(exact | {"identity": False}) == "another function than the base's"
