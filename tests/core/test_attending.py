@@ -1,6 +1,7 @@
 """The attention function as a host: judged by transformers' own cache, and by attention written out by hand."""
 
 import copy
+from itertools import product
 from typing import Any
 
 import pytest
@@ -14,10 +15,8 @@ from featherweight.core.host import hosts
 
 PREFIX = fw.Prefix(tokens=5, hidden=0)
 TOLD = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-REGISTRY = [
-    name for name in ZOO if name not in
-    ("deberta-v2", "gpt-neo", "gpt-j", "bloom", "falcon-multi-query", "falcon-multi-head", "falcon-grouped", "mpt")
-]  # fmt: skip
+OWN = ("gpt-neo", "gpt-j", "bloom", "falcon-multi-query", "falcon-multi-head", "falcon-grouped")
+REGISTRY = [name for name in ZOO if name not in ("deberta-v2", "mpt", *OWN)]
 
 
 def zoo(name: str) -> Any:
@@ -80,9 +79,12 @@ def test_every_family_of_the_registry_sees_prefixes_and_gated_prompts(name: str)
     assert model.config.to_dict() == config
 
 
-@pytest.mark.parametrize("name", sorted(set(ZOO) - set(REGISTRY)))
-@pytest.mark.parametrize("method", [PREFIX, fw.LlamaAdapter()])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*((name, PREFIX) for name in ("deberta-v2", "mpt")), *((name, fw.LlamaAdapter()) for name in (*OWN, "mpt"))],
+)
 def test_families_that_compute_attention_themselves_are_refused(name: str, method: Any) -> None:
+    """Where they hand their keys to a cache, prefixes get in, and gated prompts do not."""
     model = zoo(name)
     with pytest.raises(fw.InputError, match=r"computes attention itself.*another method"):
         fw.attach(model, method)
@@ -93,21 +95,25 @@ def cached(model: Any, prefixes: list[tuple[Tensor, Tensor]], rows: int) -> Any:
     """transformers' own cache, filled with prefixes (n, kv_heads · head_dim)."""
     from transformers import DynamicCache
 
-    heads = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
-    cache = DynamicCache()
+    heads = model.config.num_attention_heads
+    cache, size = DynamicCache(), model.config.hidden_size // heads
     for i, of in enumerate(prefixes):
-        cache.update(*(p.detach().unflatten(1, (heads, -1)).transpose(0, 1).expand(rows, -1, -1, -1) for p in of), i)
+        pair = [p.detach().view(len(p), -1, size).transpose(0, 1) for p in of]
+        if getattr(model.config, "new_decoder_architecture", False):  # Falcon repeats grouped keys
+            pair = [p.repeat_interleave(heads // len(p), 0) for p in pair]
+        cache.update(*(p.expand(rows, -1, -1, -1) for p in pair), i)
     return cache
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2", "neox", "phi3"])
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "neox", "phi3", *OWN])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_a_prefix_is_a_cache_that_was_there_before(arch: str, implementation: str) -> None:
-    model = tiny(arch)
-    model.set_attn_implementation(implementation)
+    model = zoo(arch) if arch in OWN else tiny(arch)
+    if getattr(model, "_supports_sdpa", True) or implementation == "eager":
+        model.set_attn_implementation(implementation)
     fw.attach(model, PREFIX)
     disturb(model, 1.0)
-    ids = inputs(arch)["input_ids"]
+    ids = inputs("llama")["input_ids"]
     made = [(h.adapters["default"].prompt_keys, h.adapters["default"].prompt_values) for _, h in at_attention(model)]
     ours = logits(model, {"input_ids": ids})
     with fw.switch(model, None):
@@ -169,11 +175,13 @@ def test_prefixes_by_hand(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
 METHODS = [PREFIX, fw.Prefix(tokens=3, hidden=4), fw.LlamaAdapter(tokens=3)]
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "neox", "phi3", "mistral"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*product(["llama", "gpt2", "neox", "phi3", "mistral"], METHODS), *((name, PREFIX) for name in OWN)],
+)
 def test_padding_cache_and_generate_are_exact(name: str, method: Any) -> None:
     """Mistral's window is shorter than the input: the prefix is seen past it, beside pads and from a cache."""
-    model = fw.attach(mistral() if name == "mistral" else tiny(name), method)
+    model = fw.attach(mistral() if name == "mistral" else zoo(name) if name in OWN else tiny(name), method)
     disturb(model, 1.0)
     ids = torch.randint(3, 99, (2, 9), generator=torch.Generator().manual_seed(1))
     whole = logits(model, {"input_ids": ids})
@@ -207,10 +215,10 @@ def test_generate_recomputes_what_a_cache_would_give() -> None:
 ROWS = ["five", "three", None, "gated", "lora", ("lora", "five"), ("gated", "three"), "mlp"]
 
 
-def crowd(model: Any) -> Any:
+def crowd(model: Any, gated: bool = True) -> Any:
     """Prefixes of two lengths and one with an MLP, gated prompts and LoRA, all moved from their start."""
     methods = {"five": PREFIX, "three": fw.Prefix(tokens=3, hidden=0), "mlp": fw.DeepPrompt(tokens=2, hidden=4),
-               "gated": fw.LlamaAdapter(tokens=4), "lora": fw.LoRA(rank=2)}  # fmt: skip
+               "gated": fw.LlamaAdapter(tokens=4) if gated else fw.IA3(), "lora": fw.LoRA(rank=2)}  # fmt: skip
     for i, (name, method) in enumerate(methods.items()):
         torch.manual_seed(i)
         fw.attach(model, method, name, head=False)
@@ -218,12 +226,13 @@ def crowd(model: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "bert", "t5"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "bert", "t5", "bloom", "falcon-grouped"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_each_row_with_its_own_is_each_row_alone(name: str, side: str) -> None:
     """Forward and backward; the attention function runs once for all of them."""
     dtype = torch.float64 if name == "t5" else torch.float32  # T5's unscaled scores multiply every rounding error
-    model = crowd(mistral() if name == "mistral" else tiny(name, dtype))
+    own = name in OWN  # no gated prompts there
+    model = crowd(zoo(name) if own else mistral() if name == "mistral" else tiny(name, dtype), gated=not own)
     noise = torch.Generator().manual_seed(1)
     lengths = [9, 4, 7, 9, 5, 6, 3, 8]
     rows = [torch.randint(3, 99, (n,), generator=noise) for n in lengths]

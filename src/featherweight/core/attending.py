@@ -10,7 +10,8 @@ An adapter on an attention module declares
   `base.host.module` is the module. q is (batch, heads, time, head_dim), the output (batch, time, heads, head_dim).
 
 Nothing virtual enters the KV cache, and no global or config changes: the module's own forward runs over a view of the
-module that names another function (`doors`: interop knows how a library's modules are entered).
+module that names another function, or with another cache in its hands (`doors`: interop knows how a library's modules
+are entered).
 """
 
 from collections.abc import Callable, Sequence
@@ -33,11 +34,11 @@ from featherweight.core.site import Site
 class Door(Protocol):
     """How the attention modules of a library are entered."""
 
-    def fits(self, module: nn.Module) -> bool:
-        """Whether the module looks its attention function up, so that another can be put in its place."""
+    def fits(self, module: nn.Module, law: str) -> bool:
+        """Whether adapters with this law, "past" or "attend", can act inside the module."""
 
-    def opened(self, host: Any, groups: Sequence[Group]) -> nn.Module:
-        """A view of the host whose attention function is `attended` with these groups."""
+    def opened(self, host: Any, groups: Sequence[Group]) -> Any:
+        """The host, in the shape of a host, as it is with what these groups declare."""
 
 
 doors: list[Door] = []
@@ -45,23 +46,25 @@ doors: list[Door] = []
 
 @dataclass(frozen=True)
 class Front:
-    """The virtual keys and values of a batch, (1 or batch, kv_heads, n, head_dim), the shorter padded on the left.
+    """The virtual keys and values of a batch: `past` of each group, and `owner` (batch,), the group of each row.
 
-    `on` (1 or batch, n): which of them a row has; `full`: every row has all.
+    They are padded on the left to the longest; `on` (1 or batch, n) says which of them a row has, `full` that every
+    row has all. `owner` is None where there is one group.
     """
 
-    keys: Tensor
-    values: Tensor
+    past: Sequence[Sequence[tuple[Tensor, Tensor]]]
+    owner: Tensor | None
     on: Tensor
     full: bool
 
     def before(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """[K; k], [V; v]."""
-        rows = len(k)
-        return (
-            torch.cat([self.keys.expand(rows, -1, -1, -1), k], 2),
-            torch.cat([self.values.expand(rows, -1, -1, -1), v], 2),
-        )
+        """[K; k], [V; v] of keys and values (batch, kv_heads, time, head_dim)."""
+        return self.joined(0, k), self.joined(1, v)
+
+    def joined(self, which: int, x: Tensor) -> Tensor:
+        table = torch.stack([ended([pair[which] for pair in of], self.on.shape[1], x) for of in self.past])
+        rows = table.expand(len(x), -1, -1, -1) if self.owner is None else table[self.owner]
+        return torch.cat([rows, x], 2)
 
 
 @dataclass(frozen=True)
@@ -93,18 +96,27 @@ class AtAttention(Adapter):
     @staticmethod
     def joint(host: Any, groups: Sequence[Group], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The attention module's own forward; other adapters on the module itself go around it."""
-        view = door(host).opened(host, groups)
-        view.__dict__["frozen_class"] = host.frozen_class
+        law = "attend" if any(getattr(a, "attend", None) for _, stack in groups for a in stack) else "past"
         around = [(rows, tuple(a for a in stack if not isinstance(a, AtAttention))) for rows, stack in groups]
-        return through(view, around, args, kwargs)
+        return through(door(host, law).opened(host, groups), around, args, kwargs)
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What a function takes masks to be: `causal` without one, and True where "seen" or "added" to the scores.
+
+    A mask of two axes marks the padding, whatever the kind; a function whose `kind` is "padding" takes no other.
+    """
+
+    causal: bool
+    kind: str
 
 
 class Function:
     """The attention function of one call, in the shape of a host."""
 
-    def __init__(self, module: Any, run: Callable[..., Any], causal: bool, kind: str):
-        """`causal`: what the function assumes without a mask; `kind` of its masks: "bool", "float" or "padding"."""
-        self.module, self.run, self.causal, self.kind = module, run, causal, kind
+    def __init__(self, module: Any, run: Callable[..., Any]):
+        self.module, self.run = module, run
         self.frozen_class = Function
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
@@ -112,13 +124,20 @@ class Function:
 
 
 def attended(
-    function: Function, groups: Sequence[Group], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any
+    function: Function,
+    masks: Masks,
+    groups: Sequence[Group],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function with the groups' adapters: (output, weights of the real keys or None)."""
-    front = lay(groups, k, v)
+    front = lay(groups, q.device)
     n = 0 if front is None else front.on.shape[1]
     if front is not None:
-        mask = widened(mask, front, q, k, function)
+        mask = widened(mask, front, masks, q, q.shape[2], k.shape[2])
         k, v = front.before(k, v)
         if kwargs.get("position_bias") is not None:  # T5: no distance to what has no place
             kwargs["position_bias"] = F.pad(kwargs["position_bias"], (n, 0))
@@ -137,68 +156,68 @@ def through(host: Any, groups: Sequence[Group], args: tuple[Any, ...], kwargs: d
     return nest(host, Plan(None, len(index), index.device, list(groups), index.argsort()), args, kwargs)
 
 
-def lay(groups: Sequence[Group], k: Tensor, v: Tensor) -> Front | None:
+def lay(groups: Sequence[Group], device: torch.device) -> Front | None:
     """The virtual keys and values of all rows; None for none at all."""
-    each = [[a.past() for a in stack if getattr(a, "past", None)] for _, stack in groups]
-    sizes = [sum(len(K) for K, _ in of) for of in each]
+    past = [[a.past() for a in stack if getattr(a, "past", None)] for _, stack in groups]
+    sizes = [sum(len(K) for K, _ in of) for of in past]
     n = max(sizes)
     if not n:
         return None
-    keys, values = (torch.stack([ended([p[j] for p in of], n, x) for of in each]) for j, x in enumerate((k, v)))
     if len(groups) == 1:
-        return Front(keys, values, torch.ones(1, n, dtype=torch.bool, device=k.device), True)
+        return Front(past, None, torch.ones(1, n, dtype=torch.bool, device=device), True)
     numbered = [(rows, torch.full_like(rows, i)) for i, (rows, _) in enumerate(groups) if rows is not None]
-    owner = torch.cat([i for _, i in numbered])[torch.cat([rows for rows, _ in numbered]).argsort()]  # (batch,)
-    lengths = torch.tensor(sizes, device=k.device)[owner]
-    on = torch.arange(n, device=k.device) >= n - lengths[:, None]
-    return Front(keys[owner], values[owner], on, min(sizes) == n)
+    owner = torch.cat([i for _, i in numbered])[torch.cat([rows for rows, _ in numbered]).argsort()]
+    lengths = torch.tensor(sizes, device=device)[owner]
+    return Front(past, owner, torch.arange(n, device=device) >= n - lengths[:, None], min(sizes) == n)
 
 
 def ended(parts: Sequence[Tensor], n: int, x: Tensor) -> Tensor:
     """The parts (·, kv_heads · head_dim) one after the other at the end of n places: (kv_heads, n, head_dim)."""
     heads, size = x.shape[1], x.shape[3]
-    whole = torch.cat([x.new_zeros(0, heads * size), *(p.to(x.dtype) for p in parts)])
-    return F.pad(whole, (0, 0, n - len(whole), 0)).view(n, heads, size).transpose(0, 1)
+    if not parts:
+        return x.new_zeros(heads, n, size)
+    whole = torch.cat([p.to(x.dtype) for p in parts])
+    own = F.pad(whole, (0, 0, n - len(whole), 0)).view(n, -1, size).transpose(0, 1)
+    return own.repeat_interleave(heads // len(own), 0)  # Falcon repeats grouped keys before it caches them
 
 
-def widened(mask: Tensor | None, front: Front, q: Tensor, k: Tensor, function: Function) -> Tensor | None:
+def widened(mask: Tensor | None, front: Front, masks: Masks, x: Tensor, queries: int, keys: int) -> Tensor | None:
     """The mask with the virtual keys in front, which every query of their rows sees, also past a sliding window.
 
-    Masks are (batch or 1, heads or 1, queries, keys), True or 0 where seen, or (batch, keys) of a padded batch; none
-    stays none where the function then does the right thing by itself.
+    Masks are (batch or 1, heads or 1, queries, keys), or (batch, keys) of padded rows; none stays none where the
+    function then does the right thing by itself. `x` says of what batch, dtype and device.
     """
-    triangle = function.causal and q.shape[2] > 1
-    if mask is None and front.full and (function.kind == "padding" or not triangle):
+    triangle = masks.causal and queries > 1
+    if mask is None and front.full and (masks.kind == "padding" or not triangle):
         return None
     if mask is None:
-        mask = unmasked(q, k, triangle, function.kind)
-    on = front.on
+        mask = unmasked(masks, triangle, x, queries, keys)
     if mask.dim() == 2:
-        return torch.cat([on.expand(len(mask), -1).to(mask.dtype), mask], 1)
-    rows = max(len(mask), len(on))
-    more = on[:, None, None, :] if mask.dtype == torch.bool else added(on[:, None, None, :], mask.dtype)
-    more = more.expand(rows, mask.shape[1], mask.shape[2], -1)
-    return torch.cat([more, mask[..., : k.shape[2]].expand(rows, -1, -1, -1)], -1)
+        return torch.cat([front.on.expand(len(mask), -1).to(mask.dtype), mask], 1)
+    rows = max(len(mask), len(front.on))
+    more = spelt(front.on[:, None, None, :], mask.dtype).expand(rows, mask.shape[1], mask.shape[2], -1)
+    return torch.cat([more, mask[..., :keys].expand(rows, -1, -1, -1)], -1)
 
 
-def unmasked(q: Tensor, k: Tensor, triangle: bool, kind: str) -> Tensor:
+def unmasked(masks: Masks, triangle: bool, x: Tensor, queries: int, keys: int) -> Tensor:
     """What no mask stands for. Queries that are fewer than the keys come first: the rest of a static cache is empty."""
-    if kind == "padding":
-        return torch.ones(len(k), k.shape[2], dtype=torch.long, device=q.device)
-    seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)[None, None]
-    seen = seen.tril() if triangle else seen
-    return added(seen, q.dtype) if kind == "float" else seen
+    if masks.kind == "padding":
+        return torch.ones(len(x), keys, dtype=torch.long, device=x.device)
+    seen = torch.ones(queries, keys, dtype=torch.bool, device=x.device)[None, None]
+    return spelt(seen.tril() if triangle else seen, x.dtype if masks.kind == "added" else torch.bool)
 
 
-def added(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask to be added to the scores."""
+def spelt(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as it is read: True where seen, or what is added to the scores."""
+    if dtype == torch.bool:
+        return seen
     return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
 
 
-def door(module: nn.Module) -> Door:
+def door(module: nn.Module, law: str) -> Door:
     """How a module is entered. Raises InputError where nobody knows."""
     for known in doors:
-        if known.fits(module):
+        if known.fits(module, law):
             return known
     raise InputError(closed("", module))
 
@@ -206,7 +225,7 @@ def door(module: nn.Module) -> Door:
 def closed(path: str, module: nn.Module) -> Problem:
     return Problem(
         f"{frozen_class(module).__name__} computes attention itself instead of looking the function up, so nothing can "
-        "be added to its keys and values",
+        "be added to it",
         path,
         got=frozen_class(module).__module__,
         fix="choose another method for this family (a prompt: fw.Prompt, or fw.LoRA)"
@@ -215,11 +234,11 @@ def closed(path: str, module: nn.Module) -> Problem:
     )
 
 
-def attentions(model: nn.Module, layers: int | None = None, cross: bool = True) -> list[Attention]:
+def attentions(model: nn.Module, law: str, layers: int | None = None, cross: bool = True) -> list[Attention]:
     """The attention modules of the top `layers` blocks (all where None) of each stack, in order.
 
     `cross=False` leaves out all but a block's first: a decoder's attention to an encoder. Raises InputError where
-    there are none, and where their functions cannot be reached.
+    there are none, and where adapters with this law ("past", "attend") cannot act in them.
     """
     there = anatomy(model)
     modules = dict(base_modules(model))
@@ -231,7 +250,7 @@ def attentions(model: nn.Module, layers: int | None = None, cross: bool = True) 
         found += of if cross else of[:1]
     if not found:
         raise InputError(Problem("no attention with keys and values of its own", type(model).__name__))
-    shut = {type(a.module): closed(a.path, a.module) for a in found if not any(d.fits(a.module) for d in doors)}
+    shut = {type(a.module): closed(a.path, a.module) for a in found if not any(d.fits(a.module, law) for d in doors)}
     raise_all(shut.values())
     return found
 

@@ -5,14 +5,14 @@ imports none.
 from typing import Any
 
 from featherweight.core import attach, attending
-from featherweight.interop import attention, root
+from featherweight.interop import attention, cached, root
 
 if root.settle not in attach.on_attach:
     attach.on_attach.append(root.settle)
     attach.on_detach.append(root.leave)
 
-if not any(isinstance(d, attention.Registry) for d in attending.doors):
-    attending.doors.append(attention.Registry())
+if not attending.doors:
+    attending.doors += [attention.Registry(), cached.Handed()]
 
 _HOME = {"load_model": "load", "load_base": "transformers", "load_tokenizer": "transformers"}
 __all__ = ["load_base", "load_model", "load_tokenizer"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from featherweight.core.attending import Function, attended
+from featherweight.core.attending import Function, Masks, attended
 from featherweight.core.base import view
 from featherweight.core.errors import InputError, Problem
 from featherweight.core.host import frozen_class
@@ -37,7 +37,7 @@ class Renamed:
 class Registry:
     """The door to attention modules that ask the registry for their function."""
 
-    def fits(self, module: nn.Module) -> bool:
+    def fits(self, module: nn.Module, law: str) -> bool:
         code = getattr(inspect.unwrap(frozen_class(module).forward), "__code__", None)
         asks = code is not None and {"get_interface", "_attn_implementation"} <= set(code.co_names)
         return asks and hasattr(module, "config")
@@ -46,7 +46,7 @@ class Registry:
         if NAME not in registry():
             registry().register(NAME, around)
         seen = view(host, {})
-        seen.__dict__.update(config=Renamed(host.config), attending=(host, groups))
+        seen.__dict__.update(config=Renamed(host.config), attending=(host, groups), frozen_class=host.frozen_class)
         return seen
 
 
@@ -59,12 +59,12 @@ def around(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mas
     host, groups = module.attending
     named = host.config._attn_implementation
     run = registry().get_interface(named, eager(host))
-    kind = "float" if named == "eager" else "padding" if "flash" in named else "bool"
     refuse(host, groups, named, kwargs)
+    kind = "added" if named == "eager" else "padding" if "flash" in named else "seen"
     causal = kwargs.get("is_causal")
     causal = getattr(host, "is_causal", True) if causal is None else causal
-    function = Function(host, run, causal and kind != "float", kind)  # eager functions see everything without a mask
-    return attended(function, groups, query, key, value, attention_mask, **kwargs)
+    masks = Masks(causal and named != "eager", kind)  # eager functions see everything without a mask
+    return attended(Function(host, run), masks, groups, query, key, value, attention_mask, **kwargs)
 
 
 def eager(host: Any) -> Any:

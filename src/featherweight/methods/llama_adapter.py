@@ -44,10 +44,10 @@ class LlamaAdapter(Method):
     def hosts(self, model: nn.Module) -> Sequence[Site]:
         given = (("tokens", self.tokens), ("layers", self.layers))
         raise_all(Problem("out of range", f"method.{n}", "at least 1", str(v)) for n, v in given if v < 1)
-        return [a.site for a in attentions(model, self.layers, cross=False)]
+        return [a.site for a in attentions(model, "attend", self.layers, cross=False)]
 
     def shared(self, model: nn.Module) -> dict[str, Attention]:
-        return {a.path: a for a in attentions(model, self.layers, cross=False)}
+        return {a.path: a for a in attentions(model, "attend", self.layers, cross=False)}
 
     def build(self, site: Site, shared: dict[str, Attention]) -> Adapter:
         return Gated(shared[site.path], self.tokens, self.per_head)

@@ -49,7 +49,7 @@ class Prefix(Method):
 
     def hosts(self, model: nn.Module) -> Sequence[Site]:
         raise_all(self.wrong())
-        return [*counted(model), *(a.site for a in attentions(model, self.layers))]
+        return [*counted(model), *(a.site for a in attentions(model, "past", self.layers))]
 
     def wrong(self) -> list[Problem]:
         low = [("tokens", self.tokens, 1), ("hidden", self.hidden, 0), ("layers", self.layers, 1)]
@@ -61,7 +61,7 @@ class Prefix(Method):
 
     def shared(self, model: nn.Module) -> Any:
         """The attentions by path, and E and W₁ where there is a re-parameterization."""
-        there = attentions(model, self.layers)
+        there = attentions(model, "past", self.layers)
         like = there[0].key.host.weight  # (d_kv, d)
         kind: dict[str, Any] = {"dtype": master(like.dtype), "device": like.device}
         return {a.path: a for a in there}, Source(
