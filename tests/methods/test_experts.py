@@ -92,8 +92,24 @@ def test_counts() -> None:
         fw.attach(model, fw.ExpertLoRA(rank=8))
         assert fw.trainable(model).trainable == 32 * 8 * 8 * ((4096 + 28672) + (14336 + 4096))
         fw.detach(model)
-        fw.attach(model, fw.ExpertLoRA(rank=8, targets="down_proj"))
+        fw.attach(model, fw.ExpertLoRA(rank=8, experts="down_proj"))
         assert fw.trainable(model).trainable == 32 * 8 * 8 * (14336 + 4096)
+
+
+def test_other_layers_beside_the_experts() -> None:
+    """One method, one adapter: patterns give each place its own rank, and an expert's tensor is a place."""
+    ranks, alphas = {"experts.down_proj": 3, "q_proj": 1}, {r"layers\.0.*gate_up_proj": 1.0}
+    method = fw.ExpertLoRA(rank=2, alpha=6, targets=("query", "value"), rank_pattern=ranks, alpha_pattern=alphas)
+    model = fw.attach(mixture("mixtral"), method)
+    held: Any = adapters(model, "default")
+    assert len(held) == 6
+    assert held["model.layers.0.self_attn.q_proj"].lora_A.weight.shape[0] == 1
+    experts = held["model.layers.0.mlp.experts"]
+    assert experts.ranks == {"gate_up_proj": 2, "down_proj": 3}
+    assert experts.scales == {"gate_up_proj": 0.5, "down_proj": 2.0}
+    disturb(model)
+    on = logits(model, inputs("llama"))
+    torch.testing.assert_close(logits(fw.merge(model), inputs("llama")), on, atol=1e-6, rtol=1e-5)
 
 
 def test_stacks_on_lora_of_the_attention() -> None:
@@ -125,8 +141,9 @@ def test_rows_of_a_batch() -> None:
 @pytest.mark.parametrize(("model", "method", "says"), [
     ("llama", fw.ExpertLoRA(), r"finds no 3-d weights of experts in LlamaForCausalLM; use LoRA"),
     ("vit", fw.ExpertLoRA(), r"finds no 3-d weights of experts in ViT"),
-    ("mixtral", fw.ExpertLoRA(targets=("down_prj", "experts")),
+    ("mixtral", fw.ExpertLoRA(experts=("down_prj", "experts")),
      r"'down_prj' matches none of the 3-d weights; expected .*; did you mean 'down_proj'"),
+    ("mixtral", fw.ExpertLoRA(dropout=0.1, init="pissa"), r"(?s)method\.dropout: not to be had.*method\.init"),
     ("mixtral", fw.ExpertLoRA(rank=0), r"rank out of range; expected 1 or more"),
 ])  # fmt: skip
 def test_refused(model: str, method: fw.ExpertLoRA, says: str) -> None:

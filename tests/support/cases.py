@@ -36,6 +36,7 @@ METHODS: dict[str, Any] = {
     "scaling-input": fw.Scaling(targets=("down",), sides="input"),
     "tokens": fw.Tokens(tokens=(5, 40, 7)),
     "experts": fw.ExpertLoRA(rank=2),
+    "experts-attention": fw.ExpertLoRA(rank=2, targets="attention"),
     "prefix": fw.Prefix(tokens=3, hidden=6),
     "prefix-plain-top": fw.Prefix(tokens=4, hidden=0, layers=1),
     "deep-prompt": fw.DeepPrompt(tokens=2),

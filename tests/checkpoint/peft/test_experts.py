@@ -14,11 +14,15 @@ import featherweight as fw
 from featherweight.checkpoint.files import WEIGHTS
 
 Judge = Callable[[Any, Path], Any]
+# said of every pattern that means a tensor, though peft heeds it
+pytestmark = pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning")
 
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("method", [
-    fw.ExpertLoRA(rank=2), fw.ExpertLoRA(rank=3, alpha=4, targets="down_proj", rank_stabilized=True),
+    fw.ExpertLoRA(rank=2), fw.ExpertLoRA(rank=3, alpha=4, experts="down_proj", rank_stabilized=True),
+    fw.ExpertLoRA(rank=2, alpha=3, targets=("query", "down|o_proj"), rank_pattern={"experts.down_proj": 3, "q_proj": 1},
+                  alpha_pattern={r"layers\.0.*gate_up_proj": 1}),
 ], ids=str)  # fmt: skip
 def test_peft_reads_ours_and_it_comes_back(kind: str, method: Any, tmp_path: Path, judge: Judge) -> None:
     model = fw.attach(mixture(kind, eager=True), method)
@@ -76,10 +80,23 @@ def test_one_step_of_training_is_pefts(tmp_path: Path, judge: Judge) -> None:
         assert any(g.shape == grad.shape and torch.allclose(grad, g, atol=1e-7, rtol=1e-4) for g in peers)
 
 
-def test_experts_beside_other_layers_are_refused(tmp_path: Path) -> None:
-    written("mixtral", tmp_path, target_modules=["q_proj"], target_parameters=["experts.down_proj"])
-    with pytest.raises(fw.InputError, match=r"target_modules: LoRA on experts and on other layers in one file"):
-        fw.load(mixture("mixtral", eager=True), tmp_path)
+@pytest.mark.parametrize("fields", [
+    {}, {"use_rslora": True, "init_lora_weights": "gaussian"},
+    {"rank_pattern": {"mlp.experts.down_proj": 3, "q_proj": 1}, "alpha_pattern": {"layers.1.*gate_up_proj": 9}},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("kind", ["mixtral", "gpt-oss"])
+def test_experts_beside_other_layers(kind: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    """One file of peft with `target_modules` and `target_parameters` is one adapter here."""
+    names = ["experts.gate_up_proj", "experts.down_proj"]
+    theirs = written(kind, tmp_path, target_modules=["q_proj", "o_proj"], target_parameters=names, **fields)
+    model = fw.load(mixture(kind, eager=True), tmp_path)
+    wanted = logits(theirs.double(), inputs("llama"))
+    assert (wanted - logits(mixture(kind, eager=True).double(), inputs("llama"))).abs().max() > 1e-4
+    assert (logits(model.double(), inputs("llama")) - wanted).abs().max() <= 1e-10
+    fw.save(model.float(), tmp_path / "again")
+    ours, peers = load_file(tmp_path / "again" / WEIGHTS), load_file(tmp_path / WEIGHTS)
+    assert sorted(ours) == sorted(peers)
+    assert all(torch.equal(ours[k], peers[k]) for k in ours)
 
 
 def test_a_plain_lora_of_peft_is_still_a_lora(tmp_path: Path) -> None:
