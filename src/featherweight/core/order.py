@@ -24,6 +24,7 @@ class Frame:
     causal: bool  # each place sees those before it only
     cut: bool  # whether what comes out is cut back to the input's length
     offset: int  # of position ids: RoBERTa counts from padding_idx + 1
+    rigid: bool = False  # cannot be told positions: rows have equally many tokens
 
 
 @dataclass

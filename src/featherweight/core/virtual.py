@@ -106,12 +106,14 @@ def frame(site: Site) -> Frame:
     decoding = [m.is_decoder for _, m in base_modules(inner) if hasattr(m, "is_decoder")]
     tables = [m for p, m in base_modules(inner) if isinstance(m, nn.Embedding) and "position" in p]
     pads = [m.padding_idx for m in tables if m.padding_idx is not None]
+    causal = "past_key_values" in parameters(inner) and all(decoding)
     return Frame(
         parameters(host),
         int(host.get_input_embeddings().weight.shape[1]),
-        causal="past_key_values" in parameters(inner) and all(decoding),
+        causal=causal,
         cut=not encodes(host) or site.role == "across",
         offset=pads[0] + 1 if pads else 0,
+        rigid=causal and bool(tables) and "position_ids" not in parameters(host),
     )
 
 
@@ -166,6 +168,9 @@ def lay_out(host: Any, groups: Groups, args: tuple[Any, ...], kwargs: dict[str, 
     seen = int(past.get_seq_length()) if past is not None else 0
     if batch.most:
         check(batch, seen, past)
+    if shape.rigid and not batch.even:
+        what = "counts its own positions: its rows must have equally many virtual tokens"
+        raise InputError(Problem(what, type(host).__name__, got=", ".join(map(str, batch.counts))))
     changed, back = arranged(host, batch, shape, seen)
     changed |= across(batch)
     out = beneath(host, groups, batch.rows)(**given | changed)
