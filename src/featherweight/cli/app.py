@@ -12,6 +12,7 @@ COMMANDS = {
     "predict": "Label the rows of a file, or answer them.",
     "generate": "Write on from a prompt.",
     "merge": "Fold an adapter into its model: a plain model folder.",
+    "extract": "Turn a full fine-tune into a LoRA, and show its spectrum.",
     "methods": "The methods: paper, where each sits, its fields and defaults.",
     "data": "Show what a data file will train on, before it does.",
     "demo": "Fine-tune a real sentence encoder on 1,000 support messages, in about a minute.",
