@@ -198,9 +198,9 @@ def test_the_stack_is_kept_and_then_trained_through() -> None:
     fw.switch(model, rows=["a", "b", "c"])
     with torch.inference_mode():
         first = model(x)
-        kept = vars(model.first.adapters)["plan"].memo.stacks
+        kept = vars(model.first.adapters)["plan"].memo.kept
         model(x)
-    assert vars(model.first.adapters)["plan"].memo.stacks is kept
+    assert vars(model.first.adapters)["plan"].memo.kept is kept
     y = model(x)
     y.sum().backward()
     torch.testing.assert_close(first, y)

@@ -14,6 +14,7 @@ writes through `.data` goes unseen, as it does to autograd: switch once more aft
 """
 
 from dataclasses import dataclass
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -40,10 +41,38 @@ class Bank:
     give: Tensor | None
     rows: Tensor | None
     which: Tensor | None
-    seen: list[tuple[int, int]] | None = None  # places and versions of the tensors in `stacks`
-    held: list[Tensor] | None = None  # those tensors: while they are held, no other one comes to lie at their place
-    dtype: torch.dtype | None = None
-    stacks: tuple[Tensor, Tensor] | None = None
+    kept: "Kept | None" = None
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A stack, and how to tell that it is as good as new: its tensors are where, and as, they were when it was made.
+
+    `homes[i][names[i]] is things[i]` for the modules and tensors it was made of. `held` shares their memory: while it
+    lives, no other tensor comes to lie at their `places`.
+    """
+
+    homes: list[dict[str, Any]]
+    names: list[str]
+    things: list[Any]
+    tensors: list[Tensor]
+    versions: list[int]
+    places: list[int]
+    held: list[Tensor]
+    dtype: torch.dtype
+    stacks: tuple[Tensor, Tensor]
+
+    def fresh(self, dtype: torch.dtype) -> bool:
+        """Thousands of tensors are asked for each token: `map` over C functions, no Python in between."""
+        return (
+            dtype is self.dtype
+            and all(map(is_, map(dict.get, self.homes, self.names), self.things))
+            and list(map(version, self.tensors)) == self.versions
+            and list(map(Tensor.data_ptr, self.tensors)) == self.places
+        )
+
+
+version = attrgetter("_version")
 
 
 def serve(host: Any, plan: Plan, *args: Any, **kwargs: Any) -> Tensor:
@@ -81,25 +110,47 @@ def add(bank: Bank, x: Tensor, y: Tensor, A: Tensor, B: Tensor) -> Tensor:
 
 def stacked(bank: Bank, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """A (G, r, in) and s Bᵀ (G, r, out), kept from call to call where nothing is differentiated."""
-    tensors: list[Tensor] = [a._modules[n]._parameters["weight"] for a in bank.adapters for n in ("lora_A", "lora_B")]
-    if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
+    if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for a in bank.adapters for p in factors(a))):
         return stack(bank.adapters, dtype)
-    if any(t.is_inference() for t in tensors):  # these do not count their changes
-        return stack(bank.adapters, dtype)
-    seen = [(t.data_ptr(), t._version) for t in tensors]
-    if bank.stacks is None or bank.seen != seen or bank.dtype is not dtype:
-        bank.held = [t.detach() for t in tensors]
-        with torch.inference_mode(False), torch.no_grad():
-            bank.seen, bank.dtype, bank.stacks = seen, dtype, stack(bank.adapters, dtype)
-    return bank.stacks
+    if bank.kept is None or not bank.kept.fresh(dtype):
+        bank.kept = keep(bank.adapters, dtype)
+    return stack(bank.adapters, dtype) if bank.kept is None else bank.kept.stacks
+
+
+def keep(adapters: tuple[Any, ...], dtype: torch.dtype) -> Kept | None:
+    """The stack to keep; None where changes are not counted (tensors made under inference mode)."""
+    modules = [m for a in adapters for m in (a.lora_A, a.lora_B)]
+    tensors = [m.weight for m in modules]
+    if any(t.is_inference() for t in tensors):
+        return None
+    with torch.inference_mode(False), torch.no_grad():
+        stacks = stack(adapters, dtype)
+    return Kept(
+        homes=[home for a in adapters for home in (a._modules, a._modules)] + [m._parameters for m in modules],
+        names=["lora_A", "lora_B"] * len(adapters) + ["weight"] * len(modules),
+        things=[*modules, *tensors],
+        tensors=tensors,
+        versions=list(map(version, tensors)),
+        places=list(map(Tensor.data_ptr, tensors)),
+        held=[t.detach() for t in tensors],
+        dtype=dtype,
+        stacks=stacks,
+    )
+
+
+def factors(adapter: Any) -> tuple[Tensor, Tensor]:
+    return adapter.lora_A.weight, adapter.lora_B.weight
 
 
 def stack(adapters: tuple[Any, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The adapters' matrices below one another, lower ranks padded with zeros."""
-    rank = max(a.lora_A.weight.shape[0] for a in adapters)
-    A = torch.stack([padded(a.lora_A.weight.to(dtype), rank) for a in adapters])
-    B = torch.stack([padded(a.lora_B.weight.to(dtype).t() * a.scale, rank) for a in adapters])
-    return A, B
+    pairs = [factors(a) for a in adapters]
+    rank = max(A.shape[0] for A, _ in pairs)
+    scales = [a.scale for a in adapters]
+    return (
+        torch.stack([padded(A.to(dtype), rank) for A, _ in pairs]),
+        torch.stack([padded(B.to(dtype).t() * s, rank) for (_, B), s in zip(pairs, scales, strict=True)]),
+    )
 
 
 def padded(M: Tensor, rank: int) -> Tensor:
