@@ -1,0 +1,143 @@
+"""Many adapters in one batch against peft's `adapter_names`, the bare base and a single adapter of our own.
+
+    python benchmarks/rows.py                      all cells, about 2 minutes on 2 cores; goes on where it stopped
+    python benchmarks/rows.py --only decode-16     cells whose name contains a word
+    python benchmarks/rows.py --fresh              measure again
+
+decode-N   one step of 32 rows over N adapters, row i with adapter i mod N, after a prompt of 16 tokens in the cache,
+           float32. Targets: peft / ours >= 2 at 16 and >= 2.7 at 32; ours <= 1.1 of our own single adapter's step.
+batch-32   a forward of 32 x 32 tokens over 32 adapters, bfloat16 base and adapters. Targets: <= 0.65 of peft's time,
+           <= 1.1 of the bare base's.
+
+A 12-layer Llama shape with random weights, LoRA of rank 8 on all linear layers, the same values on both sides; the
+outputs are compared before anything is timed.
+"""
+
+import argparse
+import json
+import re
+import warnings
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import _paired
+import torch
+
+ROWS, RANK, PROMPT, TOKENS = 32, 8, 16, 32
+CELLS = {"decode-16": (16, "float32", 15), "decode-32": (32, "float32", 15), "batch-32": (32, "bfloat16", 7)}
+Call = Callable[[], torch.Tensor]
+
+
+def base(dtype: str) -> Any:
+    import transformers as tf
+
+    torch.manual_seed(0)
+    config = tf.LlamaConfig(vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=12,
+                            num_attention_heads=12, max_position_embeddings=512)  # fmt: skip
+    return tf.LlamaForCausalLM(config).to(getattr(torch, dtype)).eval()
+
+
+def fill(model: Any) -> Any:
+    """The same values in the adapters of both libraries; adapters in the base's dtype."""
+    dtype = model.get_input_embeddings().weight.dtype
+    ours, theirs = re.compile(r"(layers\..*)\.adapters\.(\w+)\.(lora_.)"), re.compile(r"(layers\..*)\.(lora_.)\.(\w+)")
+    for name, p in model.named_parameters():
+        if found := ours.search(name):
+            seed = " ".join(found.group(1, 2, 3))
+        elif found := theirs.search(name):
+            seed = " ".join(found.group(1, 3, 2))
+        else:
+            continue
+        noise = torch.randn(p.shape, generator=torch.Generator().manual_seed(zlib.crc32(seed.encode())))
+        p.data = (0.02 * noise).to(dtype)
+    return model
+
+
+def ours(adapters: int, dtype: str) -> Any:
+    import featherweight as fw
+
+    model = base(dtype)
+    for i in range(adapters):
+        fw.attach(model, fw.LoRA(rank=RANK, alpha=2 * RANK, targets="linear"), f"a{i}", train=False)
+    return fill(model)
+
+
+def peft(adapters: int, dtype: str) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
+    model = get_peft_model(base(dtype), config, adapter_name="a0")
+    for i in range(1, adapters):
+        model.add_adapter(f"a{i}", config)
+    return fill(model).eval()
+
+
+def decode(model: Any, **options: Any) -> Call:
+    """A step over a cache that is cut back after every call."""
+    ids = torch.randint(1000, 32000, (ROWS, PROMPT + 1), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        cache = model(ids[:, :PROMPT], use_cache=True, **options).past_key_values
+
+    def step() -> torch.Tensor:
+        with torch.no_grad():
+            logits = model(ids[:, PROMPT:], past_key_values=cache, use_cache=True, **options).logits
+        cache.crop(-1)
+        return logits
+
+    return step
+
+
+def batch(model: Any, **options: Any) -> Call:
+    ids = torch.randint(1000, 32000, (ROWS, TOKENS), generator=torch.Generator().manual_seed(1))
+
+    def step() -> torch.Tensor:
+        with torch.no_grad():
+            return model(ids, use_cache=False, logits_to_keep=1, **options).logits
+
+    return step
+
+
+def contenders(name: str) -> dict[str, Call]:
+    import featherweight as fw
+
+    adapters, dtype, _ = CELLS[name]
+    make = decode if name.startswith("decode") else batch
+    names = [f"a{i % adapters}" for i in range(ROWS)]
+    mixed, single = ours(adapters, dtype), ours(1, dtype)
+    fw.switch(mixed, rows=names)
+    calls = {
+        "featherweight": make(mixed),
+        "peft": make(peft(adapters, dtype), adapter_names=names),
+        "single": make(single),
+        "base": make(base(dtype)),
+    }
+    far = (calls["featherweight"]() - calls["peft"]()).abs().max().item()
+    if far > (1e-4 if dtype == "float32" else 0.1):
+        raise RuntimeError(f"{name}: the two sides differ by {far}")
+    return calls
+
+
+def measure(name: str, rounds: int | None) -> dict[str, Any]:
+    result = _paired.compare(_paired.paired(contenders(name), rounds or CELLS[name][2]))
+    return result | {"peft_over_ours": round(1 / result["ratio_to_peft"], 3), "adapters": CELLS[name][0], "rows": ROWS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--fresh", action="store_true")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    _paired.threads()
+    cells = {} if options.fresh else _paired.load("rows").get("cells", {})
+    for name in CELLS:
+        if options.only in name and name not in cells:
+            cells[name] = measure(name, options.rounds)
+            print(name, json.dumps(cells[name]), flush=True)
+            _paired.write("rows", {"machine": _paired.machine(), "cells": cells})
+
+
+if __name__ == "__main__":
+    main()
