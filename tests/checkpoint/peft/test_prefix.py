@@ -2,12 +2,14 @@
 
 import copy
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.models import disturb, inputs, logits, tiny
+from support.zoo import ZOO, build
 from torch import Tensor, nn
 
 import featherweight as fw
@@ -18,13 +20,24 @@ PLAIN = [
     ("llama", "CAUSAL_LM"),
     ("gpt2", "CAUSAL_LM"),
     ("bert", "SEQ_CLS"),
+    ("roberta", "SEQ_CLS"),
     ("neox", "CAUSAL_LM"),
     ("phi3", "CAUSAL_LM"),
 ]
+ZOO_TOO = [
+    (n, "CAUSAL_LM") for n in ("mistral", "gemma", "qwen3", "opt", "bloom", "gpt-j", "gpt-neo", "falcon-multi-head")
+]
+
+
+def base(arch: str) -> Any:
+    if arch not in ZOO:
+        return tiny(arch)
+    torch.manual_seed(0)
+    return build(*ZOO[arch][:3]).eval()
 
 
 def batch(arch: str) -> dict[str, Tensor]:
-    ids = inputs(arch, rows=2)["input_ids"]
+    ids = inputs("llama" if arch in ZOO else arch, rows=2)["input_ids"]
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
     return {"input_ids": ids, "attention_mask": mask}
@@ -48,31 +61,31 @@ def same(a: Tensor, b: Tensor) -> None:
     assert (a - b).abs().max() <= 1e-6 * max(1.0, float(b.abs().max()))
 
 
-@pytest.mark.parametrize(("arch", "task"), PLAIN)
+@pytest.mark.parametrize(("arch", "task"), [*PLAIN, *ZOO_TOO])
 @pytest.mark.parametrize("projection", [False, True])
 def test_we_read_pefts_prefix(arch: str, task: str, projection: bool, tmp_path: Path) -> None:
     """A projection is dropped by PEFT when it saves: what is in the file is the prefix."""
-    theirs = judged(tiny(arch), prefix_config(task, prefix_projection=projection, encoder_hidden_size=12))
+    theirs = judged(base(arch), prefix_config(task, prefix_projection=projection, encoder_hidden_size=12))
     with torch.no_grad():
         expected = real(theirs(**batch(arch)).logits, arch)
     theirs.save_pretrained(str(tmp_path))
-    ours = fw.load(tiny(arch), tmp_path)
+    ours = fw.load(base(arch), tmp_path)
     assert repr(fw.core.switch.switch_of(ours).attached["default"].method) == "Prefix(tokens=4, hidden=0)"
     same(real(logits(ours, batch(arch)), arch), expected)
 
 
-@pytest.mark.parametrize(("arch", "task"), PLAIN)
+@pytest.mark.parametrize(("arch", "task"), [*PLAIN, *ZOO_TOO])
 @pytest.mark.parametrize("hidden", [0, 6])
 def test_peft_reads_our_prefix(arch: str, task: str, hidden: int, tmp_path: Path, judge: Any) -> None:
-    model = fw.attach(tiny(arch), fw.Prefix(tokens=4, hidden=hidden))
+    model = fw.attach(base(arch), fw.Prefix(tokens=4, hidden=hidden))
     disturb(model, 0.5)
     fw.save(model, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["peft_type"], config["task_type"], config["num_virtual_tokens"]) == ("PREFIX_TUNING", task, 4)
-    theirs = judge(tiny(arch), tmp_path)
+    theirs = judge(base(arch), tmp_path)
     with torch.no_grad():
         same(real(theirs(**batch(arch)).logits, arch), real(logits(model, batch(arch)), arch))
-    again = fw.load(tiny(arch), tmp_path)
+    again = fw.load(base(arch), tmp_path)
     same(logits(again, batch(arch)), logits(model, batch(arch)))
     fw.save(again, tmp_path / "again")
     files = [d / "adapter_model.safetensors" for d in (tmp_path, tmp_path / "again")]
@@ -127,35 +140,26 @@ def test_generation_is_pefts(tmp_path: Path) -> None:
         assert torch.equal(ours.generate(ids, attention_mask=mask, **told), expected)
 
 
-def llama(arch: str) -> Any:
-    from support.zoo import ZOO, build
-
-    if arch != "mistral":
-        return tiny(arch)
-    torch.manual_seed(0)
-    return build(*ZOO["mistral"][:3]).eval()
-
-
 @pytest.mark.parametrize("arch", ["llama", "mistral"])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_we_read_pefts_gated_prompts_and_it_reads_ours(arch: str, layers: int, tmp_path: Path, judge: Any) -> None:
     from peft import AdaptionPromptConfig
 
-    theirs = judged(llama(arch), AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=4, adapter_layers=layers))
+    theirs = judged(base(arch), AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=4, adapter_layers=layers))
     with torch.no_grad():
         for name, p in theirs.named_parameters():
             if name.endswith("adaption_gate"):
                 p.fill_(0.7)
         expected = theirs(**batch("llama")).logits
     theirs.save_pretrained(str(tmp_path))
-    ours = fw.load(llama(arch), tmp_path)
+    ours = fw.load(base(arch), tmp_path)
     same(logits(ours, batch("llama")), expected)
-    assert (logits(ours, batch("llama")) - logits(llama(arch), batch("llama"))).abs().max() > 1e-4
+    assert (logits(ours, batch("llama")) - logits(base(arch), batch("llama"))).abs().max() > 1e-4
     fw.save(ours, tmp_path / "ours")
     assert sorted(read(tmp_path / "ours" / "adapter_model.safetensors")) == sorted(
         read(tmp_path / "adapter_model.safetensors")
     )
-    again = judge(llama(arch), tmp_path / "ours")
+    again = judge(base(arch), tmp_path / "ours")
     with torch.no_grad():
         assert torch.equal(again(**batch("llama")).logits, expected)
 
@@ -180,22 +184,23 @@ def test_one_step_of_gated_prompts_is_pefts(tmp_path: Path) -> None:
         torch.testing.assert_close(one[key], t.detach(), atol=1e-6, rtol=1e-6)
 
 
+OWN = [fw.Prefix(tokens=3, hidden=4), fw.Prefix(tokens=3, layers=1), fw.LlamaAdapter(tokens=3)]
+
+
 @pytest.mark.parametrize(
-    "method", [fw.Prefix(tokens=3, hidden=4), fw.Prefix(tokens=3, layers=1), fw.LlamaAdapter(tokens=3)]
+    ("arch", "method"),
+    [*product(["t5", "distilbert"], OWN), *product(["gpt2"], OWN[1:]), ("falcon-grouped", OWN[0])],
 )
-@pytest.mark.parametrize("arch", ["t5", "gpt2"])
 def test_what_peft_cannot_say_is_kept_in_our_own_form(method: Any, arch: str, tmp_path: Path) -> None:
-    model = fw.attach(tiny(arch), method)
+    model = fw.attach(base(arch), method, head=False)
     disturb(model, 0.5)
     fw.save(model, tmp_path)
-    kind = json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"]
-    assert kind == (
-        "PREFIX_TUNING" if (arch, method.layers) == ("gpt2", None) else f"FEATHERWEIGHT_{type(method).__name__.upper()}"
-    )
-    same(logits(fw.load(tiny(arch), tmp_path), inputs(arch)), logits(model, inputs(arch)))
     config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["peft_type"] == f"FEATHERWEIGHT_{type(method).__name__.upper()}"
+    fed = inputs(arch) if arch not in ZOO else inputs("llama")
+    same(logits(fw.load(base(arch), tmp_path), fed), logits(model, fed))
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"revision": "x"}))  # now taken at its word
-    same(logits(fw.load(tiny(arch), tmp_path), inputs(arch)), logits(model, inputs(arch)))
+    same(logits(fw.load(base(arch), tmp_path), fed), logits(model, fed))
 
 
 def test_what_pefts_files_mean_elsewhere_is_refused(tmp_path: Path) -> None:
@@ -205,6 +210,9 @@ def test_what_pefts_files_mean_elsewhere_is_refused(tmp_path: Path) -> None:
     judged(tiny("t5"), prefix_config("SEQ_2_SEQ_LM")).save_pretrained(str(tmp_path / "t5"))
     with pytest.raises(fw.InputError, match="encoder-decoder"):
         fw.load(tiny("t5"), tmp_path / "t5")
+    judged(base("falcon-grouped"), prefix_config("CAUSAL_LM")).save_pretrained(str(tmp_path / "falcon"))
+    with pytest.raises(fw.InputError, match="queries that share"):
+        fw.load(base("falcon-grouped"), tmp_path / "falcon")
     config = AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=4, adapter_layers=1)
     judged(tiny("gpt2"), config).save_pretrained(str(tmp_path / "gpt2"))
     with pytest.raises(fw.InputError, match="behind the output projection"):

@@ -1,7 +1,8 @@
 """PREFIX_TUNING: `prompt_embeddings` (n, 2 L d_kv), seen as (n, 2L, kv_heads, head_dim): K₀, V₀, K₁, V₁ ...
 
-What PEFT cannot say is stored in our own type: prefixes of the top layers only, and those of encoder-decoders (PEFT
-cuts its one prefix into pieces for the decoder, some of which are never used).
+What PEFT cannot say is stored in our own type: prefixes of the top layers only, those of models without a cache
+(DistilBERT, ViT), and those of encoder-decoders (PEFT cuts its one prefix into pieces for the decoder, some of which
+are never used).
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from featherweight.checkpoint.peft.codec import Adapters, Codec, typed
 from featherweight.checkpoint.peft.common import UNWRAPPED
 from featherweight.core.errors import Problem, raise_all
 from featherweight.core.method import Method
-from featherweight.core.virtual import encodes
+from featherweight.core.virtual import encodes, parameters
 from featherweight.methods.prefix import NAMES, KeysValues, Prefix
 
 GEOMETRY = ("num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers")
@@ -29,10 +30,17 @@ def made(adapters: Adapters) -> dict[str, KeysValues]:
 
 
 def spoken(model: nn.Module, adapters: Adapters) -> bool:
-    """Whether PEFT can say it: one pair of the same width in each layer of a model with one stack."""
-    layers = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    """Whether PEFT can say it: one pair of the same width in each layer of a model with one stack, as it is cached."""
+    base = getattr(model, "config", None)
     widths = {size for a in made(adapters).values() for size in a.sizes}
-    return len(widths) == 1 and len(made(adapters)) == layers and not encodes(model)
+    whole = len(made(adapters)) == getattr(base, "num_hidden_layers", None)
+    cached = "past_key_values" in parameters(getattr(model, "base_model", model))
+    return len(widths) == 1 and whole and cached and not repeats(model) and not encodes(model)
+
+
+def repeats(model: nn.Module) -> bool:
+    """Whether a model caches grouped keys once for every query: Falcon's later ones."""
+    return bool(getattr(getattr(model, "config", None), "new_decoder_architecture", False))
 
 
 def config(model: nn.Module, method: Any, adapters: Adapters) -> dict[str, Any]:
@@ -44,11 +52,15 @@ def config(model: nn.Module, method: Any, adapters: Adapters) -> dict[str, Any]:
         "num_virtual_tokens": method.tokens,
         "token_dim": of.sizes[0],
         "num_transformer_submodules": 1,
-        "num_attention_heads": getattr(base, "num_key_value_heads", None) or base.num_attention_heads,
+        "num_attention_heads": of.sizes[0] // head_size(base),
         "num_layers": base.num_hidden_layers,
         "encoder_hidden_size": of.sizes[0],
         "prefix_projection": False,
     }
+
+
+def head_size(base: Any) -> int:
+    return int(getattr(base, "head_dim", None) or base.hidden_size // base.num_attention_heads)
 
 
 def entries(model: nn.Module, adapters: Adapters, state: Mapping[str, Tensor]) -> list[Entry]:
@@ -76,6 +88,9 @@ def method(model: nn.Module, config: Mapping[str, Any], where: str) -> Method:
     if encodes(model):
         what = "a prefix of an encoder-decoder, which PEFT gives in pieces to the decoder alone"
         found.append(Problem(what, f"{where}:peft_type", fix="train it here: fw.Prefix has one for each attention"))
+    if repeats(model):
+        what = "a prefix with keys of its own for queries that share theirs in the model"
+        found.append(Problem(what, f"{where}:peft_type", fix="train it here: fw.Prefix has one for each group"))
     raise_all(found)
     assert n
     return Prefix(tokens=int(n), hidden=0)
