@@ -37,6 +37,11 @@ class Base:
         return merged[name] if name in merged else read(self.host, name)
 
     @property
+    def rows(self) -> Tensor | None:
+        """Which rows of the batch this call is about, None for all: what one host keeps for another goes by them."""
+        return getattr(self.ground, "rows", None)
+
+    @property
     def merged(self) -> dict[str, Tensor]:
         """The tensors that the adapters below rewrite, folded; those without a weight law rewrite none."""
         if not self.below:
@@ -47,6 +52,7 @@ class Base:
     def using(self, weights: dict[str, Tensor]) -> Callable[..., Any]:
         """The host's own forward over other tensors, inside those adapters below that do not fold into any."""
         ground = partial(self.host.frozen_class.forward, view(self.host, self.merged | weights))
+        ground.rows = self.rows  # type: ignore[attr-defined]
         around = tuple(a for a in self.below if not a.folds)
         return Base(self.host, around, ground) if around else ground
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from featherweight.core.anatomy import anatomy, shape
@@ -49,17 +50,18 @@ def onto(out: Any, change: Change) -> Any:
 
 
 class Tap:
-    """Carries the feed-forward's input x from its first layer to its last."""
+    """Carries the feed-forward's input x from its first layer to its last, row by row where rows go their own ways."""
 
-    x: Tensor | None = None
+    def __init__(self) -> None:
+        self.kept: dict[int | None, Tensor] = {}  # row of the batch, None for all of it -> x
 
     def keep(self, base: Any, change: Change, x: Tensor) -> Tensor:
-        self.x = x
+        self.kept |= {None: x} if base.rows is None else dict(zip(base.rows.tolist(), x, strict=True))
         return base(x)
 
     def give(self, base: Any, change: Change, h: Tensor) -> Any:
-        x, self.x = self.x, None
-        assert x is not None, "the feed-forward's first layer was not called before its last"
+        rows = base.rows
+        x = self.kept.pop(None) if rows is None else torch.stack([self.kept.pop(row) for row in rows.tolist()])
         return onto(base(h), lambda hidden: hidden + change(x))
 
 

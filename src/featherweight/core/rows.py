@@ -128,6 +128,7 @@ def nest(host: Any, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             enter(i + 1)
             return got[i]
 
+        base.rows = index  # type: ignore[attr-defined]
         a, k = cut(given, index, plan.batch)
         outs[i] = Base(host, stack, base)(*a, **k)
         if waiting:  # a weight law: it ran the host itself
