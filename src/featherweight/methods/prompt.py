@@ -11,7 +11,7 @@ Source: Lester et al. 2021, "The power of scale for parameter-efficient prompt t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +25,7 @@ from featherweight.core.order import Frame
 from featherweight.core.replace import master
 from featherweight.core.site import Site
 from featherweight.core.virtual import Virtual, frame, seats
+from featherweight.methods.starts import sparing
 
 INITS = ("vocabulary", "text", "random", "normal")
 COMMON = 5000
@@ -66,7 +67,7 @@ class Prompt(Method):
             wrong.append(Problem("a text that no init reads", "method.text", got=repr(self.text), fix='init="text"'))
         if self.init == "text" and not self.text:
             wrong.append(Problem("no text to start from", "method.text", fix='text="Classify the sentiment:"'))
-        if self.init == "text" and not hasattr(model, "tokenizer"):
+        if self.init == "text" and not hasattr(model, "tokenizer") and not sparing():
             fix = "load the model with fw.load_base, or set model.tokenizer"
             wrong.append(Problem("a text needs the model's tokenizer", "method.init", fix=fix))
         return wrong
@@ -96,6 +97,7 @@ def start(model: nn.Module, seat: Site, method: Prompt) -> Tensor:
     host: Any = seat.module
     table = host.get_input_embeddings()
     weight = read(table, "weight").detach()
+    method = replace(method, init="random", text="") if sparing() else method
     size, dtype = (method.tokens, weight.shape[1]), master(weight.dtype)
     if method.init in ("random", "normal"):
         scale = weight.float().std().to(dtype) if method.init == "random" else 1.0

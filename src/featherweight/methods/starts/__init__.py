@@ -38,6 +38,8 @@ def drawn(draw: Callable[[Tensor], Any]) -> Callable[[LowRank, Tensor], None]:
     """A as drawn, B = 0; on embeddings A = 0 and B ~ N(0, 1)."""
 
     def fill(adapter: LowRank, W: Tensor) -> None:
+        if _spared.get():
+            return
         if isinstance(adapter, LowRankEmbedding):
             nn.init.zeros_(adapter.A)
             nn.init.normal_(adapter.B)
@@ -60,12 +62,17 @@ _spared: ContextVar[bool] = ContextVar("spared", default=False)
 
 @contextmanager
 def spared() -> Iterator[None]:
-    """Do without the decompositions: whatever is attached in here has its values overwritten at once."""
+    """Do without draws and decompositions: whatever is attached in here has its values overwritten at once."""
     token = _spared.set(True)
     try:
         yield
     finally:
         _spared.reset(token)
+
+
+def sparing() -> bool:
+    """Whether what is attached now has its values overwritten at once."""
+    return _spared.get()
 
 
 def moved(factors: Factors) -> Callable[[LowRank, Tensor], None]:
