@@ -9,7 +9,7 @@ from support.models import disturb, inputs, logits, tiny
 
 import featherweight as fw
 from featherweight.core.state import adapters, load_state, state
-from featherweight.methods.adalora import FACTORS, Triplets, triplets
+from featherweight.methods.triplets import FACTORS, Triplets, triplets
 
 STEPS = 24
 METHOD = fw.AdaLoRA(rank=6, target_rank=3, alpha=9, targets=("query", "up"), start=3, final=6, every=2)
@@ -41,6 +41,7 @@ def test_ranks_scores_and_penalty_are_pefts_at_every_step() -> None:
     model = fw.attach(tiny("llama"), METHOD)
     made = triplets(adapters(model, "default"))
     theirs, layers = peer(model, METHOD, STEPS)
+    assert fw.trainable(model).trainable == theirs.get_nb_trainable_parameters()[0]
     mine, yours = (
         torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.5),
         torch.optim.SGD([p for p in theirs.parameters() if p.requires_grad], 0.5),
@@ -171,6 +172,7 @@ def test_a_step_that_overflowed_says_nothing() -> None:
 @pytest.mark.parametrize(("method", "says"), [
     (fw.AdaLoRA(rank=4), r"method\.target_rank: out of range; expected 1 to rank=4; got 8"),
     (fw.AdaLoRA(rank=20, target_rank=2), r"k_proj: method\.rank|rank out of range; expected 1 to 16"),
+    (fw.AdaLoRA(rank_pattern={"model.layers.1.mlp.up_proj": [True, False]}), r"up_proj: .*expected 12 entries; got 2"),
     (fw.AdaLoRA(start=0.6, final=0.5), r"method\.start: out of range"),
     (fw.AdaLoRA(betas=(0.9, 1.0), dropout=1.5), r"(?s)dropout: out of range.*betas: out of range"),
 ])  # fmt: skip

@@ -12,7 +12,7 @@ from support.models import disturb, inputs, logits, tiny
 import featherweight as fw
 from featherweight.checkpoint.files import CONFIG, WEIGHTS, read_json
 from featherweight.core.state import adapters, state
-from featherweight.methods.adalora import triplets
+from featherweight.methods.triplets import triplets
 
 Judge = Callable[[Any, Path], Any]
 # peft says of ranks that were pruned to nothing that their tensors are empty, and takes its masks for LoRA's ranks

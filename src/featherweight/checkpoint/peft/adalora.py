@@ -22,7 +22,8 @@ from featherweight.core.errors import InputError, Problem
 from featherweight.core.host import base_modules
 from featherweight.core.method import Method
 from featherweight.core.part import Parts, transposed
-from featherweight.methods.adalora import FACTORS, AdaLoRA, Triplets
+from featherweight.methods.adalora import AdaLoRA
+from featherweight.methods.triplets import FACTORS, Triplets
 
 STEPS = ("tinit", "tfinal", "deltaT")
 FIELDS = ("init_r", "target_r", *STEPS, "beta1", "beta2", "orth_reg_weight", "total_step")
