@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featherweight.core.adapter import Adapter
+from featherweight.core.blank import blank
 from featherweight.core.errors import InputError, Problem, did_you_mean, raise_all
 from featherweight.core.host import base_parameters
 from featherweight.core.places import Place
@@ -117,7 +118,7 @@ def linears(place: Place, method: Any) -> tuple[nn.Linear, nn.Linear]:
     """D and U without values."""
     b, like = size(method, place.width), resembling(place)
     down, up = ((place.width, b), (b, place.width))
-    return nn.utils.skip_init(nn.Linear, *down, **like), nn.utils.skip_init(nn.Linear, *up, **like)
+    return blank(nn.Linear, *down, **like), blank(nn.Linear, *up, **like)
 
 
 def gaussian(std: float, *layers: nn.Linear, cut: float | None = None) -> None:

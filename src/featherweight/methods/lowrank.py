@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featherweight.core.adapter import Adapter, resized
+from featherweight.core.blank import blank
 from featherweight.core.errors import InputError
 from featherweight.core.host import frozen_class
 from featherweight.core.replace import master
@@ -37,8 +38,8 @@ class LowRank(Adapter):
     def size(self, host: Any, rank: int) -> None:
         """Make factors of this rank, without values."""
         out, into = host.weight.shape
-        self.lora_A = nn.utils.skip_init(nn.Linear, into, rank, bias=False, **kind(host.weight))
-        self.lora_B = nn.utils.skip_init(nn.Linear, rank, out, bias=False, **kind(host.weight))
+        self.lora_A = blank(nn.Linear, into, rank, bias=False, **kind(host.weight))
+        self.lora_B = blank(nn.Linear, rank, out, bias=False, **kind(host.weight))
 
     @property
     def A(self) -> Tensor:
@@ -89,8 +90,8 @@ class LowRankConv(LowRank):
     def size(self, host: Any, rank: int) -> None:
         shape = {k: getattr(host, k) for k in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
         like = kind(host.weight)
-        self.lora_A = nn.utils.skip_init(nn.Conv2d, host.in_channels, rank, bias=False, **shape, **like)
-        self.lora_B = nn.utils.skip_init(nn.Conv2d, rank, host.out_channels, 1, bias=False, **like)
+        self.lora_A = blank(nn.Conv2d, host.in_channels, rank, bias=False, **shape, **like)
+        self.lora_B = blank(nn.Conv2d, rank, host.out_channels, 1, bias=False, **like)
 
     def matrix(self, W: Tensor) -> Tensor:
         return W.flatten(1)
