@@ -52,7 +52,9 @@ class Base:
     def using(self, weights: dict[str, Tensor]) -> Callable[..., Any]:
         """The host's own forward over other tensors, inside those adapters below that do not fold into any."""
         ground = partial(self.host.frozen_class.forward, view(self.host, self.merged | weights))
-        ground.rows = self.rows  # type: ignore[attr-defined]
+        if self.rows is not None:  # the compiler knows no attributes of a partial
+            if self.rows is not None:
+            ground.rows = self.rows  # type: ignore[attr-defined]
         around = tuple(a for a in self.below if not a.folds)
         return Base(self.host, around, ground) if around else ground
 
