@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.checkpoint.entry import Entry, unpacked
+from featherweight.checkpoint.exchange import OUT, exchangeable
 from featherweight.checkpoint.files import CONFIG, WEIGHTS, present, read_json, read_tensors
 from featherweight.checkpoint.fingerprint import differences
 from featherweight.checkpoint.peft.common import SHARED, base_name, brought, wants_head
@@ -73,22 +74,32 @@ def load(
     train: bool = False,
     stack: bool = False,
     strict_base: bool = True,
+    replace: bool = False,
 ) -> nn.Module:
     """Load an adapter onto `model`, in place, and make it the only active one (`stack=True`: the top one).
 
-    It is for use unless `train=True`. Reads PEFT's folders, AdapterHub's and ours. Raises one InputError over all missing, extra,
-    misshapen and misspelt tensors, and for a base other than the one on record (`strict_base=False` only warns);
-    the model is then as it was.
+    It is for use unless `train=True`. `replace=True` puts the file's tensors into the adapter of that name which is
+    attached, and changes nothing else: compiled graphs, optimizers and rows stay valid; it must be built alike.
+    Reads PEFT's folders, AdapterHub's and ours. Raises one InputError over all missing, extra, misshapen and misspelt
+    tensors, and for a base other than the one on record (`strict_base=False` only warns); the model is then as it was.
     """
     from featherweight.checkpoint import adapterhub
 
     if adapterhub.holds(place := find(Path(folder), name)):
+        raise_all([Problem("AdapterHub's folders cannot replace", str(place), fix=OUT)] if replace else [])
         return adapterhub.load(model, place, name, train=train, stack=stack)
     stored = read(folder, name)
     check_base(model, stored, strict_base)
     method, head = meant(model, stored)
     with undone(model, name), quiet_chance(model):
-        attach(model, method, name, head=head, stack=stack, train=train)
+        if replace:
+            still = "replacing keeps the stack and the marks"
+            raise_all(
+                Problem(still, n, got="True", fix="fw.switch") for n, on in (("stack", stack), ("train", train)) if on
+            )
+            exchangeable(model, name, method, head)
+        else:
+            attach(model, method, name, head=head, stack=stack, train=train)
         entries = table(model, name)
         tensors = without_copies(model, used(stored), entries, str(stored.folder / WEIGHTS))
         load_state(model, name, unpacked(entries, tensors, WEIGHTS))

@@ -12,7 +12,8 @@ def blank(cls: type[M], *args: Any, **kwargs: Any) -> M:
     """A module with memory and no values, as `torch.nn.utils.skip_init` makes it, without that one's way through the
     meta device: ten times as fast, which is most of the time that a load takes.
     """
-    made = undrawn(cls)(*args, **kwargs)
+    kind: Any = cls
+    made = undrawn(kind)(*args, **kwargs)
     made.__class__ = cls
     return made  # type: ignore[no-any-return]
 
