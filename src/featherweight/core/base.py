@@ -53,7 +53,6 @@ class Base:
         """The host's own forward over other tensors, inside those adapters below that do not fold into any."""
         ground = partial(self.host.frozen_class.forward, view(self.host, self.merged | weights))
         if self.rows is not None:  # the compiler knows no attributes of a partial
-            if self.rows is not None:
             ground.rows = self.rows  # type: ignore[attr-defined]
         around = tuple(a for a in self.below if not a.folds)
         return Base(self.host, around, ground) if around else ground
