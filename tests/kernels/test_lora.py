@@ -246,3 +246,44 @@ def test_dropout_only_in_training(llama):
     assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
     model.eval()
     assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_a_frozen_a_keeps_no_input():
+    """LoRA-FA: what is saved beside the frozen weights is h (n, r) alone; the gradients that are left are the same."""
+    x, W, b, A, B = case(torch.float32, (8, 8))
+    kept = set()
+
+    def pack(t):
+        kept.add(t.untyped_storage().data_ptr())
+        return t
+
+    grads = []
+    for frozen in (False, True):
+        A.requires_grad_(not frozen)
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            y = lowrank_linear(x, W, b, A, B, 1.0)
+        assert (x.untyped_storage().data_ptr() in kept) is not frozen
+        grads.append(torch.autograd.grad(y.square().sum(), (x, B, b)))
+    assert all(torch.equal(p, q) for p, q in zip(*grads, strict=True))
+
+
+def test_a_frozen_a_costs_less_memory_in_a_model(llama):
+    """Of every layer that LoRA sits on, the inputs that nothing else needs are given up."""
+    ids = torch.arange(24).view(2, 12)
+    sizes = []
+    for frozen in (False, True):
+        model = fw.attach(llama(), fw.LoRA(rank=4, targets="linear", freeze_A=frozen))
+        kept = {}
+
+        def pack(t, kept=kept):
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        sizes.append(sum(kept.values()))
+        trained = {n.rsplit(".", 2)[-2] for n, p in model.named_parameters() if p.grad is not None}
+        assert trained == ({"lora_B"} if frozen else {"lora_A", "lora_B"})
+    assert sizes[1] < sizes[0] - 2 * 24 * 32 * 4

@@ -172,3 +172,55 @@ def test_repr_is_the_constructor_call_and_the_file_form_returns() -> None:
     assert "method.rnak" in str(error.value)
     assert "did you mean 'rank'?" in str(error.value)
     assert "did you mean 'alpha'?" in str(error.value)
+
+
+def test_lora_fa_trains_b_alone() -> None:
+    """r · out parameters per matrix; switching it off and on keeps A frozen."""
+    model = fw.attach(tiny("llama"), fw.LoRA(rank=4, targets="attention", freeze_A=True), head=False)
+    outs = [a.B.shape[0] for a in adapters(model, "default").values()]  # type: ignore[union-attr]
+    assert fw.trainable(model).trainable == 4 * sum(outs)
+    fw.switch(model, None)
+    fw.switch(model, "default")
+    assert {n.rsplit(".", 2)[-2] for n, p in model.named_parameters() if p.requires_grad} == {"lora_B"}
+
+
+def rates(groups: list[dict[str, Any]], names: dict[int, str]) -> dict[str, float]:
+    return {names[id(p)]: g["lr"] for g in groups for p in g["params"]}
+
+
+def test_lora_plus_gives_b_a_higher_rate_as_peft_does() -> None:
+    from peft import LoraConfig, get_peft_model
+    from peft.optimizers import create_loraplus_optimizer
+
+    method = fw.LoRA(rank=4, targets="attention", lr_ratio=16)
+    model = fw.attach(tiny("llama"), method, head=False)
+    ours = rates(method.groups(adapters(model, "default"), 1e-4), {id(p): n for n, p in model.named_parameters()})
+    theirs = get_peft_model(tiny("llama"), LoraConfig(r=4, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]))
+    made = create_loraplus_optimizer(theirs, torch.optim.AdamW, lr=1e-4, loraplus_lr_ratio=16)
+    peers = rates(made.param_groups, {id(p): n for n, p in theirs.named_parameters()})
+    plain = {n.removeprefix("base_model.model.").replace(".default.", "."): lr for n, lr in peers.items()}
+    assert {n.replace(".adapters.default.", "."): lr for n, lr in ours.items()} == plain
+    assert sorted(set(ours.values())) == pytest.approx([1e-4, 16e-4])
+
+
+def test_lora_plus_leaves_embeddings_magnitudes_and_heads_at_the_plain_rate() -> None:
+    method = fw.DoRA(rank=4, targets=("embedding", "query"), lr_ratio=4)
+    model = fw.attach(tiny("bert"), method)
+    names = {id(p): n for n, p in model.named_parameters()}
+    groups = method.groups(adapters(model, "default"), 1e-3)
+    found = rates(groups, names)
+    assert {n.rsplit(".", 2)[-2] for n, lr in found.items() if lr == 4e-3} == {"lora_B"}
+    assert len(found) == sum(p.requires_grad for p in model.parameters())
+    assert any("classifier" in n for n, lr in found.items() if lr == 1e-3)
+    decayed = {names[id(p)].rpartition(".")[2] for g in groups if g.get("weight_decay") != 0 for p in g["params"]}
+    assert "magnitude" not in decayed
+
+
+def test_a_pattern_of_rank_0_leaves_a_place_out_and_a_slice_has_a_name() -> None:
+    method = fw.LoRA(rank=4, rank_pattern={"h.0.attn.c_attn.query": 2, "h.1.*": 0})
+    model = fw.attach(tiny("gpt2"), method)
+    found = {k: t.shape[0] for k, t in state(model, "default").items() if "lora_A" in k}
+    stem = "transformer.h.0.attn.c_attn."
+    assert found == {f"{stem}query.lora_A.weight": 2, f"{stem}value.lora_A.weight": 4}
+    with pytest.raises(fw.InputError, match="hits nothing"):
+        fw.attach(tiny("gpt2"), fw.LoRA(rank_pattern={".*": 0}))

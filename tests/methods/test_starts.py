@@ -1,14 +1,17 @@
 """Where LoRA starts: from the weight, from data, orthonormal; peft and hand-worked equations as judges."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.models import tiny
+from support.models import disturb, inputs, logits, tiny
 from torch import Tensor, nn
 
 import featherweight as fw
-from featherweight.core.state import adapters
+from featherweight.core.host import Host
+from featherweight.core.state import adapters, state
+from featherweight.core.switch import switch_of
 from featherweight.methods.starts.spectrum import Spectrum
 
 pytestmark = pytest.mark.filterwarnings("ignore:lora with eva initialization used with low_cpu_mem_usage:UserWarning")
@@ -204,3 +207,77 @@ def test_eva_finds_pefts_directions_and_ranks() -> None:
         torch.testing.assert_close(mine @ mine.T, torch.eye(len(mine)), atol=1e-5, rtol=0)
         assert ours[path].scale == scales[path] == 2.0
         assert not ours[path].B.any()
+
+
+def test_eva_goes_on_record_and_comes_back(tmp_path: Path) -> None:
+    """Ranks, scales and places without any: saved, loaded, read by peft."""
+    from peft import PeftModel
+
+    method = fw.LoRA(rank=1, alpha=3, init="eva", targets="linear", rank_stabilized=True)
+    model = fw.attach(tiny("llama"), method, head=False)
+    scale = next(iter(adapters(model, "default").values())).scale
+    fw.prepare(model, batches("llama"))
+    there = adapters(model, "default")
+    assert 0 < len(there) < 14
+    assert sum(a.A.shape[0] for a in there.values()) == 14
+    assert {a.scale for a in there.values()} == {scale}
+    assert all(p.requires_grad for a in there.values() for p in a.parameters())
+    assert sum(isinstance(m, Host) for m in model.modules()) == len(there)
+    assert torch.equal(logits(model, inputs("llama")), logits(tiny("llama"), inputs("llama")))
+    disturb(model)
+    fw.save(model, tmp_path)
+    again = fw.load(tiny("llama"), tmp_path)
+    ours, back = state(model, "default"), state(again, "default")
+    assert {k: t.shape for k, t in ours.items()} == {k: t.shape for k, t in back.items()}
+    assert torch.equal(logits(again, inputs("llama")), logits(model, inputs("llama")))
+    theirs = PeftModel.from_pretrained(tiny("llama"), str(tmp_path)).eval()
+    assert (logits(theirs, inputs("llama")) - logits(model, inputs("llama"))).abs().max() <= 1e-6
+    fitted = switch_of(model).attached["default"].method
+    assert fw.LoRA.from_dict(fitted.to_dict()) == fitted
+    optimizer = torch.optim.SGD([p for g in fitted.groups(there, 0.1) for p in g["params"]], lr=0.1)
+    assert len(optimizer.param_groups[0]["params"]) == 2 * len(there)
+
+
+def test_eva_on_slices_and_leaves_trained_adapters_alone() -> None:
+    model = fw.attach(tiny("gpt2"), fw.LoRA(rank=3, init="eva", targets=("attention", "up")), head=False)
+    fw.prepare(model, batches("gpt2"))
+    ranks = [t.shape[0] for k, t in state(model, "default").items() if k.endswith("lora_A.weight")]
+    assert sum(ranks) == 3 * 2 * 5
+    assert torch.equal(logits(model, inputs("gpt2")), logits(tiny("gpt2"), inputs("gpt2")))
+    disturb(model)
+    before = {k: t.clone() for k, t in state(model, "default").items()}
+    fw.prepare(model, batches("gpt2", count=1))
+    after = state(model, "default")
+    assert all(torch.equal(after[k], before[k]) for k in before)
+
+
+def test_eva_of_dora_and_of_an_encoder_decoder() -> None:
+    model = fw.attach(tiny("llama"), fw.DoRA(rank=2, init="eva"), head=False)
+    fw.prepare(model, batches("llama"))
+    assert torch.equal(logits(model, inputs("llama")), logits(tiny("llama"), inputs("llama")))
+    model = fw.attach(tiny("t5"), fw.LoRA(rank=2, init="eva"), head=False)
+    fw.prepare(
+        model, [b | {"labels": b["input_ids"].masked_fill(b["attention_mask"] == 0, -100)} for b in batches("t5")]
+    )
+    assert sum(a.A.shape[0] for a in adapters(model, "default").values()) == 2 * 12
+
+
+def test_eva_says_what_it_lacks() -> None:
+    model = fw.attach(tiny("llama"), fw.LoRA(rank=8, init="eva"), head=False)
+    with pytest.raises(fw.InputError, match=r"fewer tokens in every batch than directions; got model.layers.0"):
+        fw.prepare(model, batches("llama", rows=1, length=8))
+    with pytest.raises(fw.InputError, match="no batch to start from"):
+        fw.prepare(model, [])
+
+
+def test_eva_leaves_padding_and_untrained_tokens_out() -> None:
+    """Other tokens where nobody looks: the same directions."""
+    found = []
+    for fill in (0, 50):
+        given = batches("llama")
+        for b in given:
+            b["input_ids"] = torch.where(b["attention_mask"].bool(), b["input_ids"], fill)
+        model = fw.attach(tiny("llama"), fw.LoRA(rank=2, init="eva"), head=False)
+        fw.prepare(model, given)
+        found.append({k: t.clone() for k, t in state(model, "default").items()})
+    assert all(torch.allclose(found[0][k], found[1][k], atol=1e-4) for k in found[0])

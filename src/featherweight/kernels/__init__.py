@@ -4,6 +4,7 @@ Importing this package registers the fused adapters with `core.fused`; `fuse(mod
 """
 
 from featherweight.kernels import bank as bank  # registers rows of LoRA on nn.Linear
+from featherweight.kernels import dora as dora  # registers DoRA on nn.Linear
 from featherweight.kernels import lora as lora  # registers LoRA on nn.Linear
 from featherweight.kernels.cross_entropy import linear_cross_entropy
 from featherweight.kernels.fuse import fuse, unfuse

@@ -2,14 +2,14 @@
 
     W' = c (W + s B A)        c = m / ‖W + s B A‖        one c and one m for each output row of the (out, in) weight
 
-    h  = W x + b + (c − 1) W x + c s B A x
+    h  = c (W x + b + s B A x) + (1 − c) b
 
 m starts at the norms of W's rows, so the start is the identity; the norm is a constant in the backward pass (section
-4.3), so that m gets the gradient of c alone. r(in + out) + out parameters per matrix. Embeddings: the rows are the H
-dimensions; convolutions: the output channels. Dropout acts on the x of both added terms, which costs a second product
-with W. Merge: the equation. m is the norm of the base's own rows: over another adapter the start is not the identity.
+4.3). r(in + out) + out parameters per matrix. Embeddings: the rows are the H dimensions; convolutions: the output
+channels. With dropout h = W x + b + (c − 1) W x' + c s B A x', x' the dropped x, as in PEFT: a second product with W.
+Merge: the equation. m is the norm of the base's own rows: over another adapter the start is not the identity.
 
-‖W + s B A‖² = ‖W‖² + 2 s ⟨W, B A⟩ + s² ‖B A‖² row by row, with ⟨W, B A⟩ = (W Aᵀ) ⊙ B and ‖B A‖² = (B A Aᵀ) ⊙ B
+‖W + s B A‖² = ‖W‖² + 2 s ⟨W, B A⟩ + s² ‖B A‖² row by row, with ⟨W, B A⟩ = (A Wᵀ) ⊙ Bᵀ and ‖B A‖² = (A Aᵀ Bᵀ) ⊙ Bᵀ
 summed over the rank: no dense B A. It is computed anew at every call, so a changed base is never met with old norms.
 Source: Liu et al. 2024, arXiv:2402.09353.
 """
@@ -52,9 +52,9 @@ class Decomposed(Shifted):
         with torch.no_grad(), torch.autocast(W.device.type, enabled=False):
             M = self.matrix(W)
             A, B = (f.flatten(1) for f in self.factors())
-            cross = (M @ A.T.to(M.dtype)).to(B.dtype)  # (out, r)
-            inner = 2 * self.scale * cross + self.scale**2 * (B @ (A @ A.T))
-            return (lengths(M, B.dtype).square() + (inner * B).sum(1)).clamp_min(0).sqrt()
+            cross = (A.to(M.dtype) @ M.T).to(B.dtype)  # (r, out)
+            inner = 2 * self.scale * cross + self.scale**2 * (A @ A.T @ B.T)
+            return (lengths(M, B.dtype).square() + (inner * B.T).sum(0)).clamp_min(0).sqrt()
 
     def gain(self, norms: Tensor) -> Tensor:
         """c (out,). A row of zeros has no direction: it stays one."""
@@ -65,16 +65,13 @@ class Decomposed(Shifted):
         return rows
 
     def forward(self, base: Any, x: Tensor) -> Tensor:
-        y = base(x)
-        seen, plain = x, y
+        y, bias = base(x), bias_of(base)
+        c = self.along(self.gain(self.norms(base["weight"])), y)
+        b = 0 if bias is None else self.along(bias, y)
         if self.drops:
             seen = self.dropout(x)
-            plain = base(seen)
-        bias = bias_of(base)
-        if bias is not None:
-            plain = plain - self.along(bias, y)
-        c = self.along(self.gain(self.norms(base["weight"])), y)
-        return y + ((c - 1) * plain + c * self.change(seen)).to(y.dtype)
+            return y + ((c - 1) * (base(seen) - b) + c * self.change(seen)).to(y.dtype)
+        return (c * (y + self.change(x)) + (1 - c) * b).to(y.dtype)
 
     def merge(self, W: Any) -> dict[str, Tensor]:
         whole = self.matrix(W["weight"]).to(self.A.dtype) + self.delta()

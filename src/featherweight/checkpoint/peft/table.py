@@ -65,7 +65,7 @@ def for_type(peft_type: str, where: str) -> Codec:
             Problem(
                 "an adapter of a type that cannot be loaded",
                 f"{where}:peft_type",
-                f"one of {listed(sorted(known))}",
+                f"one of {listed(sorted(known, key=lambda t: (t.startswith(own.MARK), t)))}",
                 repr(peft_type),
                 "merge it into its base with peft (merge_and_unload) and load the merged model",
             )

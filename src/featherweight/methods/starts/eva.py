@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featherweight.core.errors import FeatherweightError, listed
+from featherweight.core.errors import InputError, Problem, listed
 from featherweight.core.host import hosts, leave_host
 from featherweight.core.part import Parts
 from featherweight.core.site import Site
@@ -69,10 +69,14 @@ def watch(model: nn.Module, places: list[Place], batches: Iterable[Mapping[str, 
             run(model, batch)
         if all(p.directions.seen for p in leads):
             distribute(places, budget)
+    if not leads:
+        raise InputError(Problem("no batch to start from", "EVA", "batches of the model's inputs"))
     starved = [p.site.path for p in leads if not p.directions.seen]
-    if starved or not leads:
-        raise FeatherweightError(
-            f"EVA saw too few tokens for its directions at {listed(starved) or 'any layer'}: give larger batches"
+    if starved:
+        raise InputError(
+            Problem(
+                "fewer tokens in every batch than directions", "EVA", got=listed(starved), fix="give larger batches"
+            )
         )
     if moving:
         log.warning("EVA: the directions of %d layers still turn after %d batches", len(moving), number)
@@ -93,13 +97,15 @@ def distribute(places: list[Place], budget: int) -> None:
 
 
 def fill(p: Place) -> None:
+    """The place's directions in its adapter, remade where the rank is another one; one of rank 0 is taken off later."""
     adapter, rank = p.adapter, p.rank
-    if rank != adapter.A.shape[0]:
+    if rank not in (0, adapter.A.shape[0]):
         trains = adapter.B.requires_grad
         adapter.size(p.site.host, rank)
         adapter.learn(trains)
-        nn.init.zeros_(adapter.B) if rank else None
-    adapter.A.copy_(p.directions.vectors[:rank])
+        nn.init.zeros_(adapter.B)
+    if rank:
+        adapter.A.copy_(p.directions.vectors[:rank])
 
 
 def settle(method: Any, model: nn.Module, adapters: Mapping[str, Any], places: list[Place]) -> None:
