@@ -60,14 +60,21 @@ class Compacter(Method):
     def build(self, site: Place, shared: Shared) -> Adapter:  # type: ignore[override]
         if site.role == "norm" and not self.plus:
             return replacement(site, shared.copies)
+        b = self.fitting(site)
         if self.shared_rule and shared.rule is None:
             shared.rule = nn.Parameter(torch.empty(self.n, self.n, self.n, **resembling(site)).normal_(std=1e-4))
-        b = size(self, site.width)
-        if site.width % self.n or b % self.n or self.n < 1:
-            got = f"n {self.n}, width {site.width}, bottleneck {b}"
-            raise InputError(Problem("n must divide the width and the bottleneck", f"{site}: method.n", got=got))
         down, up = (Kronecker(i, o, self, shared.rule, resembling(site)) for i, o in ((site.width, b), (b, site.width)))
         return Kroneckers(site, self, shared, down, up)
+
+    def fitting(self, site: Place) -> int:
+        """b. Raises InputError where the factors do not fit."""
+        b = size(self, site.width)
+        if self.rank < 1:
+            raise InputError(Problem("rank out of range", "method.rank", "1 or more", str(self.rank)))
+        if self.n < 1 or site.width % self.n or b % self.n:
+            got = f"n {self.n}, width {site.width}, bottleneck {b}"
+            raise InputError(Problem("n must divide the width and the bottleneck", f"{site}: method.n", got=got))
+        return b
 
 
 class Kroneckers(Bottleneck):
