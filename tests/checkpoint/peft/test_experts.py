@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from methods.test_experts import MODELS, mixture
 from safetensors.torch import load_file
+from support.mixtures import MODELS, mixture
 from support.models import disturb, inputs, logits
 
 import featherweight as fw
