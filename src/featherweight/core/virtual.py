@@ -17,7 +17,6 @@ A method gives each seat a `Virtual`.
 """
 
 from collections.abc import Callable, Sequence
-from inspect import signature
 from typing import Any
 
 import torch
@@ -96,7 +95,12 @@ def reads_states(model: nn.Module) -> bool:
 
 
 def parameters(module: nn.Module) -> tuple[str, ...]:
-    return tuple(signature(frozen_class(module).forward).parameters)[1:]
+    """The names that a module's forward takes, behind whatever wraps it."""
+    forward = frozen_class(module).forward
+    while hasattr(forward, "__wrapped__"):
+        forward = forward.__wrapped__
+    code = getattr(forward, "__code__", None)  # a compiled module has none
+    return code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount] if code else ()
 
 
 def frame(site: Site) -> Frame:
