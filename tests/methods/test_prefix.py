@@ -56,10 +56,10 @@ def test_prefix_layer_of_gpt3(tokens: int, exact: int) -> None:
 
 
 def test_prefix_of_t0_3b() -> None:
-    """Liu et al. 2022 (T-Few), 576K: a pair in each of 24 x 3 attentions of 4096-wide keys."""
-    shape = {"d_model": 2048, "d_ff": 5120, "num_layers": 24, "num_heads": 32, "d_kv": 128}
+    """Liu et al. 2022 (T-Few), 576K: two tokens in each of 24 x 3 attentions of 2048-wide keys."""
+    shape = {"d_model": 2048, "d_ff": 5120, "num_layers": 24, "num_heads": 32, "d_kv": 64}
     model = meta("T5ForConditionalGeneration", **shape)
-    assert fw.trainable(fw.attach(model, fw.Prefix(tokens=1, hidden=0))).trainable == 589_824
+    assert fw.trainable(fw.attach(model, fw.Prefix(tokens=2, hidden=0))).trainable == 589_824
 
 
 def test_the_count_is_pefts() -> None:
@@ -186,6 +186,28 @@ def test_a_static_cache_is_as_good_as_any() -> None:
         ids, attention_mask=torch.ones_like(ids), cache_implementation="static", disable_compile=True, **told
     )
     assert torch.equal(static, plain)
+
+
+@pytest.mark.parametrize("arch", ["bert", "llama"])
+def test_fused_modules_keep_their_prefixes(arch: str) -> None:
+    """Training puts fused classes under the hosts, before an attach or after it."""
+    from featherweight.kernels.fuse import fuse
+
+    outs = []
+    for first in (False, True):
+        torch.manual_seed(0)
+        model = tiny(arch)
+        if first:
+            fuse(model)
+        fw.attach(model, PLAIN, head=False)
+        disturb(model)
+        outs.append(logits(model, inputs(arch)))
+        assert fuse(model) or first
+        assert torch.equal(logits(model, inputs(arch)), outs[-1])
+        model.train()
+        model(**inputs(arch)).logits.square().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    assert torch.equal(outs[0], outs[1])
 
 
 def test_a_bf16_base_has_prefixes_in_fp32() -> None:

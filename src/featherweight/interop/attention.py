@@ -68,9 +68,10 @@ def around(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mas
 
 
 def eager(host: Any) -> Any:
-    """The eager function of the module's own file, where a subclass of it lives elsewhere."""
-    files = (sys.modules[c.__module__] for c in host.frozen_class.__mro__ if c.__module__ in sys.modules)
-    return next((f.eager_attention_forward for f in files if hasattr(f, "eager_attention_forward")), None)
+    """The eager function that the module's own forward names."""
+    forward = inspect.unwrap(host.frozen_class.forward)
+    name = next((n for n in forward.__code__.co_names if n.endswith("eager_attention_forward")), "")
+    return forward.__globals__.get(name)
 
 
 def refuse(host: Any, groups: Sequence[Group], named: str, kwargs: dict[str, Any]) -> None:
@@ -81,5 +82,7 @@ def refuse(host: Any, groups: Sequence[Group], named: str, kwargs: dict[str, Any
         raise InputError(Problem("virtual keys with a sliding window or packed rows in one flash call", named, fix=fix))
     if "flex" in named:
         raise InputError(Problem("flex attention needs a block mask of its own for virtual keys", named, fix=fix))
+    if named == "eager" and eager(host) is None:
+        raise InputError(Problem("no eager attention function in its file", type(host).__name__, fix=fix))
     if named == "eager" and getattr(host, "reorder_and_upcast_attn", False):
         raise InputError(Problem("reorder_and_upcast_attn computes attention in the module itself", named, fix=fix))
