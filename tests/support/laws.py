@@ -19,6 +19,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Largest difference allowed, relative to the largest output: bf16 keeps 8 bits, lost again at each of a dozen matmuls.
 CLOSE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
 
+# law -> the architectures it is for, how many are drawn for each method, and those that were
+DRAWN: dict[str, tuple[tuple[str, ...], int, dict[str, list[str]]]] = {}
+
 
 def chance(*what: str) -> int:
     """A number that is the same in every run and process."""
@@ -38,6 +41,7 @@ def law(
         for name in [n for n, m in METHODS.items() if which(m)]:
             there = [a for a in among if not meaningless(name, a)]
             drawn = sorted(there, key=lambda a: chance(test.__name__, name, a))[:each]
+            DRAWN.setdefault(test.__name__, (tuple(among), each, {}))[2][name] = drawn
             for arch, dtype in itertools.product(there, DTYPES if dtypes else ["fp32"]):
                 mine = not dtypes or chance(test.__name__, name, arch, "dtype") % 2 == (dtype == "bf16")
                 marks = [] if mine and arch in drawn else [pytest.mark.sweep]
