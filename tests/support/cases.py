@@ -23,6 +23,8 @@ METHODS: dict[str, Any] = {
     "dora-olora": fw.DoRA(rank=2, targets="attention", init="olora"),
     "ia3": IA3(),
     "fishmask": fw.FishMask(density=0.02),
+    "shira": fw.SHiRA(rank=2),
+    "shira-fisher": fw.SHiRA(rank=3, targets=("query", "value", "up"), mask="fisher"),
     "intrinsic": fw.Intrinsic(dimension=200, seed=3),
     "intrinsic-did": fw.Intrinsic(dimension=40, structure=False),
     "houlsby": fw.Houlsby(bottleneck=4),

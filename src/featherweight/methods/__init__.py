@@ -23,6 +23,7 @@ from featherweight.methods.prefix import Prefix
 from featherweight.methods.prompt import Prompt
 from featherweight.methods.ptuning import PTuning
 from featherweight.methods.scaling import Scaling
+from featherweight.methods.shira import SHiRA
 from featherweight.methods.tokens import Tokens
 from featherweight.methods.vera import VeRA
 
@@ -47,6 +48,7 @@ __all__ = [
     "Prefix",
     "Prompt",
     "PTuning",
+    "SHiRA",
     "Scaling",
     "Tokens",
     "VeRA",

@@ -8,7 +8,7 @@ host compute with a stand-in of the tensor that requires grad.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,18 @@ from torch import Tensor, nn
 from featherweight.core.errors import FeatherweightError, InputError, Problem
 from featherweight.core.prepare import own_loss
 
-if TYPE_CHECKING:
-    from featherweight.methods.fishmask import SparseDelta
+
+class Probed(Protocol):
+    """An adapter that can be measured: `chosen` has, by name, what knows the `size` of a tensor and holds `values`."""
+
+    probes: dict[int, Tensor] | None  # stand-ins of whole tensors, by id of what was chosen
+
+    @property
+    def chosen(self) -> Mapping[str, Any]: ...
 
 
 def fisher(
-    model: nn.Module, adapters: Sequence["SparseDelta"], batches: Iterable[Mapping[str, Tensor]], samples: int | None
+    model: nn.Module, adapters: Sequence[Probed], batches: Iterable[Mapping[str, Tensor]], samples: int | None
 ) -> list[Tensor]:
     """F̂ of every tensor of the adapters, flat and in fp32, in their order; tied ones once.
 

@@ -10,6 +10,7 @@ from featherweight.checkpoint.peft import (
     own,
     prefix,
     prompt,
+    shira,
     tokens,
     vera,
 )
@@ -27,6 +28,7 @@ from featherweight.methods.norm import LayerNorm
 from featherweight.methods.prefix import Prefix
 from featherweight.methods.prompt import Prompt
 from featherweight.methods.ptuning import PTuning
+from featherweight.methods.shira import SHiRA
 from featherweight.methods.tokens import Tokens
 from featherweight.methods.vera import VeRA
 
@@ -43,6 +45,7 @@ CODECS: dict[type[Method], Codec] = {
     AdaLoRA: adalora.CODEC,
     VeRA: vera.CODEC,
     Tokens: tokens.CODEC,
+    SHiRA: shira.CODEC,
     IA3: ia3.CODEC,
     LayerNorm: norm.CODEC,
 }
