@@ -98,6 +98,18 @@ def test_a_row_of_zeros_stays_one() -> None:
     assert adapter.merge({"weight": layer.weight})["weight"].isfinite().all()
 
 
+@pytest.mark.parametrize("size", [1e-25, 1e-15])
+def test_a_row_that_has_all_but_vanished_is_taken_for_zeros(size: float) -> None:
+    """Its square is 0 in float32, or its gradient would be divided by next to nothing."""
+    layer, x = kinds()[0]
+    layer.weight.data[2] = size
+    before = layer(x)
+    adapter = one(layer, fw.DoRA(rank=2, targets="0"))
+    torch.testing.assert_close(layer(x), before, atol=1e-7, rtol=0)
+    layer(x).sum().backward()
+    assert adapter.magnitude.grad[2].abs() < 1
+
+
 def test_over_another_adapter_the_direction_is_the_sums() -> None:
     layer, x = kinds()[0]
     model = nn.Sequential(layer)

@@ -26,6 +26,8 @@ from featherweight.methods.lora import LoRA
 from featherweight.methods.lowrank import LowRank, LowRankConv, LowRankEmbedding, plain_table
 from featherweight.methods.shifted import Shifted
 
+FLOOR = 1e-12  # a norm below is taken for 0
+
 
 @dataclass(frozen=True, repr=False)
 class DoRA(LoRA):
@@ -57,8 +59,8 @@ class Decomposed(Shifted):
             return (lengths(M, B.dtype).square() + (inner * B.T).sum(0)).clamp_min(0).sqrt()
 
     def gain(self, norms: Tensor) -> Tensor:
-        """c (out,). A row of zeros has no direction: it stays one."""
-        return self.magnitude / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+        """c (out,). A row of (all but) zeros has no direction: it stays one, and its gradient finite."""
+        return self.magnitude / norms.clamp_min(FLOOR)
 
     def along(self, rows: Tensor, y: Tensor) -> Tensor:
         """One number for each row of the weight, shaped to multiply an output."""
