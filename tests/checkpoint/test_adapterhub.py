@@ -151,6 +151,24 @@ def test_a_trunk_reads_what_a_model_with_a_head_wrote_and_back(tmp_path: Path) -
     assert torch.equal(output(again, "bert"), output(trunk, "bert"))
 
 
+def test_any_bottleneck_comes_back(tmp_path: Path) -> None:
+    """There a size is ⌊width / factor⌋ of a float: 16 // 3.2 is 4."""
+    for size in range(1, 21):
+        model = fw.attach(base("bert"), fw.Pfeiffer(bottleneck=size), "p", head=False)
+        adapterhub.save(model, tmp_path / str(size), "p")
+        written = json.loads((tmp_path / str(size) / "adapter_config.json").read_text())["config"]["reduction_factor"]
+        assert int(16 // written) == size
+        again = fw.load(base("bert"), tmp_path / str(size), "p")
+        assert torch.equal(output(again, "bert"), output(model, "bert"))
+
+
+def test_a_parallel_adapter_that_reads_the_normed_input_has_no_form_there(tmp_path: Path) -> None:
+    with pytest.raises(fw.InputError, match=r'expected reads="residual"'):
+        adapterhub.save(fw.attach(base("gpt2"), fw.Parallel(), "p", head=False), tmp_path, "p")
+    adapterhub.save(fw.attach(base("bert"), fw.Parallel(), "p", head=False), tmp_path, "p")
+    assert (tmp_path / "adapter.safetensors").is_file()
+
+
 def test_a_pickle_is_refused_with_the_way_out(tmp_path: Path) -> None:
     folder = folder_of("bert", "pfeiffer", tmp_path)
     (folder / "adapter.safetensors").rename(folder / "pytorch_adapter.bin")

@@ -107,7 +107,7 @@ def config_of(method: Method, width: int, where: str) -> dict[str, Any]:
     first = method.plus if isinstance(method, Compacter) else isinstance(method, Pfeiffer)
     kind = PARALLEL if isinstance(method, Parallel) else PFEIFFER if first else HOULSBY
     own: dict[str, Any] = {
-        "reduction_factor": method.reduction if method.bottleneck is None else width / method.bottleneck,
+        "reduction_factor": method.reduction if method.bottleneck is None else factor(width, method.bottleneck),
         "non_linearity": NAMES.get(method.activation, method.activation),
         "dropout": method.dropout,
         "leave_out": list(range(method.skip)),
@@ -122,3 +122,8 @@ def config_of(method: Method, width: int, where: str) -> dict[str, Any]:
     if isinstance(method, Houlsby):
         own |= {"cross_adapter": method.cross}
     return PLAIN | kind | own
+
+
+def factor(width: int, bottleneck: int) -> float:
+    """A reduction factor whose ⌊width / factor⌋ is the bottleneck; the half keeps clear of rounding."""
+    return width // bottleneck if width % bottleneck == 0 else width / (bottleneck + 0.5)
