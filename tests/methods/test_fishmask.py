@@ -236,3 +236,19 @@ def test_bad_batches() -> None:
     batch = inputs("llama")
     with pytest.raises(fw.FeatherweightError, match="switch it on"):
         fw.prepare(model, [batch | {"labels": batch["input_ids"]}])
+
+
+def test_a_few_steps_lower_the_loss() -> None:
+    model, batch = tiny("llama"), inputs("llama")
+    batch |= {"labels": batch["input_ids"]}
+    fw.attach(model, method := fw.FishMask(density=0.05))
+    fw.prepare(model, [batch])
+    optimizer = torch.optim.AdamW(method.groups(adapters(model, "default"), 1e-2))
+    losses = []
+    for _ in range(15):
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
