@@ -2,7 +2,9 @@
 
     h = f([P; e(x)])        P (n, d) trains, e and f are frozen
 
-P stands beside the first real token; in an encoder-decoder in front of the encoder's input. n·d parameters.
+P stands beside the first real token; in an encoder-decoder in front of the encoder's input, and with `decoder` of the
+decoder's too (PEFT stores tokens for it that it never uses). n·d parameters, with `decoder` 2 n·d. Outputs keep the
+input's length: its first word is not asked of P.
 Init: `vocabulary` copies the embeddings of n tokens drawn among the first 5,000 (vocabularies are sorted by frequency),
 `text` those of a text, repeated or cut to n; `random` draws N(0, s²) with s the deviation of the model's own
 embeddings, and `normal` N(0, 1), as PEFT does: far outside of where embeddings lie in most models. Not the identity at
@@ -33,10 +35,7 @@ COMMON = 5000
 
 @dataclass(frozen=True, repr=False)
 class Prompt(Method):
-    """`tokens` learned embeddings in front of the input. `init="text"` starts from the embeddings of `text`.
-
-    `decoder=True` puts as many in front of the decoder of an encoder-decoder too (T-Few's count).
-    """
+    """`tokens` learned embeddings in front of the input. `init="text"` starts from the embeddings of `text`."""
 
     tokens: int = 20
     init: str = "vocabulary"
