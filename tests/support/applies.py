@@ -64,4 +64,5 @@ def written(method: Method) -> str:
 def reason(error: fw.InputError, method: Method, arch: str) -> str:
     """The first problem in short, without what differs from case to case."""
     what = error.problems[0].what.replace(repr(method), "it")
-    return re.sub(r"\s+", " ", what.replace(f" in {type(tiny(arch)).__name__}", ""))
+    what = re.sub(r"^\w*Attention ", "its attention ", what.replace(f" in {type(tiny(arch)).__name__}", ""))
+    return re.sub(r"\s+", " ", what)
