@@ -1,4 +1,4 @@
-"""`load(..., replace=True)`: new tensors into a live adapter; what holds it stays valid; nothing changes on an error."""
+"""`load(replace=True)`: new tensors into a live adapter; what holds it stays valid; nothing changes on an error."""
 
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def test_a_head_goes_along(tmp_path: Path) -> None:
     fw.load(other, tmp_path, "fr", replace=True)
     assert torch.equal(logits(other, inputs("bert")), logits(model, inputs("bert")))
     bare = fw.attach(tiny("bert"), LORA, "fr", head=False)
-    with pytest.raises(InputError, match="a head goes with one of the two only.*detach it first"):
+    with pytest.raises(InputError, match=r"a head goes with one of the two only.*detach it first"):
         fw.load(bare, tmp_path, "fr", replace=True)
 
 
@@ -162,7 +162,7 @@ def test_a_damaged_file_changes_nothing(folder: Path) -> None:
 
 def test_an_unknown_name_and_idle_words(folder: Path) -> None:
     model = made()
-    with pytest.raises(InputError, match="nothing to replace.*did you mean 'fr'"):
+    with pytest.raises(InputError, match=r"nothing to replace.*did you mean 'fr'"):
         fw.load(model, folder, "frr", replace=True)
     with pytest.raises(InputError, match=r"(?s)stack.*train"):
         fw.load(model, folder, "fr", replace=True, stack=True, train=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.models import ARCHITECTURES, disturb, tiny
 
-from featherweight.checkpoint.fingerprint import Fingerprint, differences, fingerprint
+from featherweight.checkpoint.fingerprint import MANY, Fingerprint, differences, fingerprint, places
 from featherweight.core.attach import attach
 from featherweight.methods import IA3, Full, LoRA
 
@@ -79,3 +79,40 @@ def test_it_is_small_and_fast_on_a_big_base() -> None:
     assert time.perf_counter() - start < 1.0
     assert found.parameters == 8 * 2048**2
     assert len(str(found.to_dict())) < 1000
+
+
+def through_data(p: torch.Tensor) -> None:
+    p.data.mul_(1.5)
+
+
+def new_data(p: torch.Tensor) -> None:
+    p.data = p.data * 1.5
+
+
+def in_place(p: torch.Tensor) -> None:
+    with torch.no_grad():
+        p.view(-1)[places(p.numel(), MANY)[5]] += 1
+
+
+def under_inference(p: torch.Tensor) -> None:
+    with torch.inference_mode():
+        p.mul_(1.5)
+
+
+@pytest.mark.parametrize("change", [through_data, new_data, in_place, under_inference], ids=lambda f: f.__name__)
+def test_what_is_kept_of_a_tensor_is_never_stale(change: Any) -> None:
+    model = tiny("llama")
+    before = fingerprint(model)
+    assert fingerprint(model) == before
+    change(model.model.layers[1].mlp.up_proj.weight)
+    (problem,) = differences(model, before)
+    assert "model.layers.1.mlp.up_proj.weight" in problem.what
+
+
+def test_a_merge_is_seen() -> None:
+    import featherweight as fw
+
+    model = attach(tiny("llama"), LoRA(rank=2))
+    before = fingerprint(model)
+    disturb(model)
+    assert differences(fw.merge(model), before)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from featherweight.core.errors import Problem
 from featherweight.core.host import base_parameters, frozen_class
@@ -47,15 +48,15 @@ class Fingerprint:
 def fingerprint(model: nn.Module, without: Collection[str] = (), name: str = "") -> Fingerprint:
     """The fingerprint of a model's frozen part, tensors named in `without` left out. `name`: what to call the base."""
     tensors = frozen(model, without)
-    dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})
+    dtypes = sorted(str(d).removeprefix("torch.") for d in {t.dtype for t in tensors.values()})
     cls = frozen_class(model).__name__
     few = [sampled(t, FEW, padded=True).astype("<f4") for t in tensors.values()]
     return Fingerprint(
         base=f"{cls} ({name})" if name else cls,
         parameters=sum(t.numel() for t in tensors.values()),
         dtype="+".join(dtypes),
-        names="".join(digest(f"{key} {tuple(t.shape)}".encode()) for key, t in tensors.items()),
-        exact="".join(digest(raw(t)) for t in tensors.values()),
+        names="".join(named(key, t.shape) for key, t in tensors.items()),
+        exact="".join(exact(t, f) for t, f in zip(tensors.values(), few, strict=True)),
         sample=base64.b64encode(numpy.concatenate(few).tobytes() if few else b"").decode(),
     )
 
@@ -63,6 +64,8 @@ def fingerprint(model: nn.Module, without: Collection[str] = (), name: str = "")
 def differences(model: nn.Module, saved: Fingerprint, without: Collection[str] = (), name: str = "") -> list[Problem]:
     """A problem naming both bases and the first tensor that differs, or nothing where the base is the one on record."""
     mine = fingerprint(model, without, name)
+    if mine == saved:
+        return []
     keys = list(frozen(model, without))
     first = unlike(mine.names, saved.names, 8)
     if first is not None:
@@ -118,8 +121,31 @@ def places(size: int, wanted: int) -> Any:
     return numpy.arange(wanted, dtype=numpy.int64) * max(1, (size - 1) // max(1, wanted - 1)) % size
 
 
+# tensor -> (how it was, the digest of its many values): what is asked at every save and load is mostly unchanged
+_known: Any = WeakIdKeyDictionary()
+
+
+def exact(tensor: Tensor, few: Any) -> str:
+    """The digest of up to MANY values, kept for as long as the tensor has the same version, memory and FEW values.
+
+    Those few are looked at as well because writes through `.data`, as a merge makes them, do not count as a version.
+    """
+    if tensor.is_inference():
+        return digest(raw(tensor))
+    now = (tensor._version, tensor.data_ptr(), tensor.dtype, few.tobytes())
+    then = _known.get(tensor)
+    if then is None or then[0] != now:
+        then = _known[tensor] = (now, digest(raw(tensor)))
+    return str(then[1])
+
+
 def raw(tensor: Tensor) -> bytes:
-    return sampled(tensor, MANY).astype("<f8").tobytes()
+    return bytes(sampled(tensor, MANY).astype("<f8").tobytes())
+
+
+@cache
+def named(key: str, shape: torch.Size) -> str:
+    return digest(f"{key} {tuple(shape)}".encode())
 
 
 def digest(data: bytes) -> str:

@@ -84,11 +84,17 @@ def switch_of(model: nn.Module) -> Switch:
 def switches(model: nn.Module) -> Iterator[Switch]:
     """Every switch in the model: more than one where submodules were attached apart."""
     seen: set[int] = set()
-    for module in model.modules():
-        found = vars(module).get("switch")
+    below = [model]
+    while below:  # `modules()` without its names and generators: this is asked many times for each verb
+        module = below.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        found = module.__dict__.get("switch")
         if isinstance(found, Switch) and id(found) not in seen:
             seen.add(id(found))
             yield found
+        below += [m for m in reversed(module._modules.values()) if m is not None]
 
 
 def joined(model: nn.Module) -> Switch:
