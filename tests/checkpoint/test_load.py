@@ -15,7 +15,7 @@ from support.models import ARCHITECTURES, disturb, inputs, logits, tiny
 import featherweight as fw
 from featherweight.checkpoint.files import CONFIG, WEIGHTS
 from featherweight.core.errors import InputError
-from featherweight.core.state import state
+from featherweight.core.state import adapters, state
 from featherweight.core.switch import switch_of
 
 GRID = [(m, a) for m in METHODS for a in ARCHITECTURES if not meaningless(m, a)]
@@ -38,9 +38,12 @@ def test_exact_there_and_back(method: str, arch: str, tmp_path: Path) -> None:
     chance = torch.random.get_rng_state()
     loaded = fw.load(tiny(arch), tmp_path / "a")
     assert torch.equal(torch.random.get_rng_state(), chance)
-    assert equal(state(loaded, "default"), state(model, "default"))
-    assert torch.equal(logits(loaded, inputs(arch)), logits(model, inputs(arch)))
-    assert switch_of(loaded).attached["default"].method == METHODS[method]
+    if METHODS[method].export(adapters(model, "default")) is None:
+        assert equal(state(loaded, "default"), state(model, "default"))
+        assert torch.equal(logits(loaded, inputs(arch)), logits(model, inputs(arch)))
+        assert switch_of(loaded).attached["default"].method == METHODS[method]
+    else:  # a re-parameterization is left out: what it gave is stored in its place
+        assert (logits(loaded, inputs(arch)) - logits(model, inputs(arch))).abs().max() <= 1e-6
     fw.save(loaded, tmp_path / "b")
     assert (tmp_path / "a" / WEIGHTS).read_bytes() == (tmp_path / "b" / WEIGHTS).read_bytes()
     assert (tmp_path / "a" / CONFIG).read_bytes() == (tmp_path / "b" / CONFIG).read_bytes()
