@@ -136,8 +136,10 @@ def base_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.M
             continue
         seen.add(id(module))
         yield path, module
-        children = [(n, m) for n, m in module._modules.items() if m is not None and not isinstance(m, Adapters)]
-        stack += [(f"{path}.{n}" if path else n, m) for n, m in reversed(children)]
+        if module._modules:
+            stem = f"{path}." if path else ""
+            below = reversed(module._modules.items())
+            stack += [(stem + n, m) for n, m in below if m is not None and not isinstance(m, Adapters)]
 
 
 def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -5,6 +5,7 @@ c_attn  (d, 3d) Conv1D   ->  Part(query) (d, d), Part(key) (d, d), Part(value) (
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,7 +18,12 @@ from featherweight.core.host import frozen_class
 
 def transposed(module: nn.Module) -> bool:
     """Whether the module keeps its weight as (in, out): transformers' Conv1D, known by its shape of class."""
-    return any(c.__name__ == "Conv1D" for c in frozen_class(module).__mro__) and hasattr(module, "nf")
+    return conv1d(frozen_class(module)) and hasattr(module, "nf")
+
+
+@cache
+def conv1d(cls: Any) -> bool:
+    return any(c.__name__ == "Conv1D" for c in cls.__mro__)
 
 
 class Part:

@@ -1,7 +1,7 @@
 """A site: one place of a model where a method puts an adapter: a module, or rows of a fused one."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,6 +54,11 @@ def kind_of(module: nn.Module) -> str:
 def is_norm(module: nn.Module) -> bool:
     """LayerNorm and RMSNorm of any make: a leaf named for it, whose weight (and bias) are vectors."""
     own = [p for p in module._parameters.values() if p is not None]
-    named = any("norm" in c.__name__.lower() for c in frozen_class(module).__mro__)
+    named = named_norm(frozen_class(module))
     children = [n for n in module._modules if n != "adapters"]
     return named and not children and "weight" in module._parameters and all(p.dim() == 1 for p in own) and bool(own)
+
+
+@cache
+def named_norm(cls: Any) -> bool:
+    return any("norm" in c.__name__.lower() for c in cls.__mro__)

@@ -22,7 +22,8 @@ def adapters(model: nn.Module, name: str) -> dict[str, Adapter]:
     state = switch_of(model)
     if name not in state.attached:
         raise InputError(Problem("no adapter of this name", got=repr(name), fix=did_you_mean(name, state.attached)))
-    return {path: host.adapters[name] for path, host in hosts(model) if name in host.adapters}
+    held = ((path, host.adapters._modules) for path, host in hosts(model))
+    return {path: there[name] for path, there in held if name in there}
 
 
 def live(model: nn.Module, name: str) -> dict[str, Tensor]:
