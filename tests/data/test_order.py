@@ -1,54 +1,66 @@
+from itertools import combinations, pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featherweight.data.order import batches, pack, row_weights
+from featherweight.data.order import batches, cuts, pack, row_weights
 
 lengths = st.lists(st.integers(1, 40), max_size=300)
 
 
-@given(lengths, st.integers(1, 9), st.integers(-5, 5), st.integers(0, 3), st.booleans())
-def test_every_row_exactly_once(sizes, batch, seed, epoch, buckets):
-    made = batches(sizes, batch, seed, epoch, buckets)
-    assert sorted(i for b in made for i in b) == list(range(len(sizes)))
-    assert sorted({len(b) for b in made})[-1:] in ([], [batch]) or len(sizes) < batch
+@given(st.integers(0, 300), st.integers(1, 9), st.integers(-5, 5), st.integers(0, 3))
+def test_every_row_exactly_once(rows, batch, seed, epoch):
+    made = batches(rows, batch, seed, epoch)
+    assert sorted(i for b in made for i in b) == list(range(rows))
+    assert sorted({len(b) for b in made})[-1:] in ([], [batch]) or rows < batch
     assert sum(len(b) < batch for b in made) <= 1
 
 
-@given(lengths, st.integers(1, 5), st.integers(0, 10**6), st.data())
-def test_the_tail_is_the_same_from_any_position(sizes, batch, seed, data):
+@given(st.integers(0, 300), st.integers(1, 5), st.integers(0, 10**6), st.data())
+def test_the_tail_is_the_same_from_any_position(rows, batch, seed, data):
     np.random.seed(data.draw(st.integers(0, 9)))  # a global generator must not matter
-    whole = batches(sizes, batch, seed, 1)
+    whole = batches(rows, batch, seed, 1)
     at = data.draw(st.integers(0, len(whole)))
     np.random.rand(3)
-    assert batches(sizes, batch, seed, 1)[at:] == whole[at:]
+    assert batches(rows, batch, seed, 1)[at:] == whole[at:]
 
 
-def test_seeds_and_epochs_differ_and_buckets_save_padding():
-    sizes = [(37 * i) % 101 + 1 for i in range(2000)]
-    one = batches(sizes, 8, 0, 0)
-    assert one != batches(sizes, 8, 0, 1)
-    assert one != batches(sizes, 8, 1, 0)
-    assert batches(sizes, 8, -1, 0) != batches(sizes, 8, 1, 0)
+def test_seeds_and_epochs_differ():
+    one = batches(2000, 8, 0, 0)
+    assert one != batches(2000, 8, 0, 1)
+    assert one != batches(2000, 8, 1, 0)
+    assert batches(2000, 8, -1, 0) != batches(2000, 8, 1, 0)
 
-    def padding(made):
-        return sum(max(sizes[i] for i in b) * len(b) - sum(sizes[i] for i in b) for b in made)
 
-    # windows of 8 batches: longer ones save more padding and cost quality (docs/decisions.md)
-    assert padding(one) < padding(batches(sizes, 8, 0, 0, buckets=False)) / 5
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=7), st.integers(1, 4), st.integers(1, 7))
+def test_cuts_have_the_least_padding(sizes, parts, most):
+    """Against every way to cut the sorted lengths."""
+    n, order = len(sizes), sorted(sizes)
+    found = {len(made): (tokens, made) for tokens, made in cuts(sizes, parts, most)}
+    for k in range(1, parts + 1):
+        ways = [(0, *inner, n) for inner in combinations(range(1, n), k - 1)] if k <= n else []
+        ways = [w for w in ways if all(b - a <= most for a, b in pairwise(w))]
+        assert (k in found) == bool(ways)
+        if ways:
+            tokens, made = found[k]
+            assert tokens == min(sum((b - a) * order[b - 1] for a, b in pairwise(w)) for w in ways)
+            assert sorted(i for group in made for i in group) == list(range(n))
+            assert tokens == sum(len(g) * max(sizes[i] for i in g) for g in made)
+            assert all(0 < len(g) <= most for g in made)
 
 
 def test_weights_give_shares_and_keep_the_size_of_an_epoch():
     sources = [0] * 900 + [1] * 100
-    drawn = [i for b in batches([1] * 1000, 7, 3, 0, weights=row_weights(sources, [0.7, 0.3])) for i in b]
+    drawn = [i for b in batches(1000, 7, 3, 0, weights=row_weights(sources, [0.7, 0.3])) for i in b]
     counts = np.bincount(drawn, minlength=1000)
     assert len(drawn) == 1000
     assert abs(counts[:900].sum() - 700) <= 1
     assert set(counts[:900]) == {0, 1}
     assert set(counts[900:]) == {3}
     with pytest.raises(ValueError, match="none is negative"):
-        batches([1, 1], 1, 0, 0, weights=[-1, 2])
+        batches(2, 1, 0, 0, weights=[-1, 2])
 
 
 @given(lengths, st.integers(40, 64))

@@ -3,10 +3,12 @@
 from collections import Counter
 
 import pytest
+import torch
 
 from featherweight.data.order import row_weights
 from featherweight.data.types import Encoded
 from featherweight.train.feed import Feed
+from featherweight.train.ranks import Ranks
 
 
 def rows():
@@ -41,3 +43,41 @@ def test_rows_of_packed_mixtures_have_their_shares(weights):
             seen.update(packed.rows[i].source for item in batch for i in packed.items[item])
     share = seen[0] / seen.total()
     assert share == pytest.approx(weights[0] / sum(weights), abs=0.02)
+
+
+def unlike(batch=16, **more):
+    sizes = [3 + (37 * i) % 60 for i in range(64)]
+    return Feed([Encoded(f"f:{i}", [7] * n, 1) for i, n in enumerate(sizes)], batch=batch, seed=2, pad=0, **more)
+
+
+def held(step):
+    return sorted(i for micro in step for item in micro for i in item)
+
+
+def padded(feed, step):
+    return sum(len(micro) * max(len(feed.rows[i].input_ids) for item in micro for i in item) for micro in step)
+
+
+def test_a_batch_is_cut_by_length_and_stays_the_batch():
+    feed, whole = unlike(), unlike(buckets=False)
+    one = Ranks(torch.device("cpu"))
+    for number in range(1, 9):
+        cut, plain = feed.step(number, one, 1), whole.step(number, one, 1)
+        assert held(cut) == held(plain)
+        assert len(plain) == 1 < len(cut)
+        assert padded(feed, cut) + 128 * len(cut) < padded(whole, plain) + 128
+
+
+def test_ranks_have_as_many_micro_batches_and_accumulate_is_the_least():
+    feed = unlike()
+    whole = held(feed.step(3, Ranks(torch.device("cpu")), 1))
+    for accumulate in (1, 3, 4):
+        shares = [feed.step(3, Ranks(torch.device("cpu"), r, 2), accumulate) for r in range(2)]
+        assert len(shares[0]) == len(shares[1]) >= accumulate
+        assert all(len(micro) <= -(-8 // accumulate) for share in shares for micro in share)
+        assert sorted(held(shares[0]) + held(shares[1])) == whole
+
+
+def test_fewer_rows_than_micro_batches():
+    feed = unlike(batch=3)
+    assert held(feed.step(1, Ranks(torch.device("cpu")), 5)) == held(feed.step(1, Ranks(torch.device("cpu")), 1))

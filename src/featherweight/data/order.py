@@ -4,39 +4,56 @@ from collections.abc import Sequence
 
 import numpy as np
 
-WINDOW = 8  # batches sorted by length together: most of the padding goes, and batches stay random (docs/decisions.md)
-
 
 def generator(seed: int, epoch: int) -> np.random.Generator:
     """A counter-based generator of its own for every (seed, epoch)."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([abs(seed), int(seed < 0), epoch])))
 
 
-def batches(
-    lengths: Sequence[int],
-    batch: int,
-    seed: int,
-    epoch: int,
-    buckets: bool = True,
-    weights: Sequence[float] | None = None,
-) -> list[list[int]]:
-    """An epoch: every row once, in batches of `batch` (one may be smaller). lengths: (rows,) tokens.
+def batches(rows: int, batch: int, seed: int, epoch: int, weights: Sequence[float] | None = None) -> list[list[int]]:
+    """An epoch: every row once, in random batches of `batch` (the last one may be smaller).
 
-    buckets: shuffle, sort by length inside windows of 8 batches, cut, shuffle the batches.
     weights: (rows,) how often each is wanted, relative to the others (see `row_weights`); the epoch keeps its size
     and a row is drawn ⌊c⌋ or ⌈c⌉ times for an expected count of c (systematic sampling).
     """
     if batch < 1:
         raise ValueError(f"batch={batch}: expected at least 1")
     draw = generator(seed, epoch)
-    order = draw.permutation(len(lengths)) if weights is None else weighted(weights, draw)
-    if not buckets:
-        return [order[i : i + batch].tolist() for i in range(0, len(order), batch)]
-    size = np.asarray(lengths)
-    windows = [order[i : i + batch * WINDOW] for i in range(0, len(order), batch * WINDOW)]
-    sorted_ = [w[np.argsort(size[w], kind="stable")] for w in windows]
-    cut = [w[i : i + batch].tolist() for w in sorted_ for i in range(0, len(w), batch)]
-    return [cut[i] for i in draw.permutation(len(cut))]
+    order = draw.permutation(rows) if weights is None else weighted(weights, draw)
+    return [order[i : i + batch].tolist() for i in range(0, len(order), batch)]
+
+
+def cuts(lengths: Sequence[int], parts: int, most: int) -> list[tuple[int, list[list[int]]]]:
+    """Positions cut into 1, 2 … `parts` groups of like length with the least padding: for each (padded tokens, groups).
+
+    A group has at most `most` positions; a number of groups that cannot hold all is left out. The batch stays what it
+    is: its gradient is a sum over rows, so a group may be a micro-batch of its own.
+    """
+    n = len(lengths)
+    order = sorted(range(n), key=lambda i: lengths[i])
+    ends = np.array([lengths[i] for i in order], dtype=np.float64)  # a group ending here is padded to this
+    starts, stops = np.arange(n)[:, None], np.arange(n)[None, :]
+    size = stops - starts + 1
+    padded = np.where((size > 0) & (size <= most), size * ends[None, :], np.inf)  # (first, last) -> tokens
+    best, made, found = padded[0] if n else np.zeros(0), [np.zeros(n, dtype=np.int64)], []
+    for k in range(1, min(parts, n) + 1):
+        if k > 1:
+            before = np.concatenate([[np.inf], best[:-1]])[:, None] + padded
+            made.append(before.argmin(0))
+            best = before.min(0)
+        if np.isfinite(best[-1]):
+            found.append((int(best[-1]), groups(order, made)))
+    return found
+
+
+def groups(order: list[int], made: list["np.ndarray[tuple[int], np.dtype[np.int64]]"]) -> list[list[int]]:
+    """Follow each group's first position back from the end."""
+    found, end = [], len(order)
+    for firsts in reversed(made):
+        start = int(firsts[end - 1])
+        found.append(order[start:end])
+        end = start
+    return found[::-1]
 
 
 def weighted(weights: Sequence[float], draw: np.random.Generator) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":

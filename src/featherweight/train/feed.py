@@ -1,18 +1,26 @@
 """Which rows make step n, on which rank, in which micro-batch: a pure function of integers.
 
-`data.order` decides the global batches of an epoch; a rank takes its run of each, and cuts that into micro-batches.
+`data.order` decides the global batches of an epoch, at random; a rank takes its run of each and cuts that into
+micro-batches of like length:
+
+    batch    9 41 12 38 10 40 11 39        padded to 41: 328 tokens
+    micro    9 12 10 11 | 41 38 40 39      padded to 12 and 41: 212; the sum of their gradients is the batch's
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 from featherweight.core.errors import FeatherweightError
 from featherweight.data.collate import collate, collate_packed
-from featherweight.data.order import batches, pack
+from featherweight.data.order import batches, cuts, pack
 from featherweight.data.types import Batch, Encoded
 from featherweight.train.ranks import Ranks, split
+
+PARTS = 8  # micro-batches that a batch is cut into at most, where nobody asks for more
+CALL = {"cpu": 128}  # what one more micro-batch costs, in tokens; launches weigh more where the products are fast
+ELSEWHERE = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,18 +57,35 @@ class Feed:
 
     @cached_property
     def order(self) -> "Order":
-        lengths = [sum(len(self.rows[i].input_ids) for i in item) for item in self.items]
         weights = None if self.weights is None else [self.weights[item[0]] for item in self.items]
-        return Order(tuple(lengths), self.batch, self.seed, self.buckets, weights)
+        return Order(len(self.items), self.batch, self.seed, weights)
 
     def steps(self, epochs: float) -> int:
         """Optimizer steps that so many epochs take, at least 1."""
         return max(1, round(epochs * self.order.per_epoch))
 
     def step(self, number: int, ranks: Ranks, accumulate: int) -> list[list[list[int]]]:
-        """This rank's micro-batches for step `number` (from 1), each a list of items; an empty one is left out."""
-        mine = split(self.order.batch_of(number), ranks.world)[ranks.rank]
-        return [[self.items[i] for i in micro] for micro in split(mine, accumulate) if micro]
+        """This rank's micro-batches for step `number` (from 1), each a list of items; an empty one is left out.
+
+        `accumulate` is how many there are at least. All ranks have as many: sharded layers call each other.
+        """
+        shares = split(self.order.batch_of(number), ranks.world)
+        if not self.buckets:
+            return [[self.items[i] for i in micro] for micro in split(shares[ranks.rank], accumulate) if micro]
+        most = -(-max(map(len, shares)) // accumulate)
+        plans = [dict(self.plans(share, max(PARTS, 2 * accumulate), most)) for share in shares]
+        common = [k for k in plans[0] if k >= accumulate and all(k in p for p in plans)]
+        if not common:  # fewer rows than micro-batches or ranks
+            return [[self.items[i] for i in micro] for micro in split(shares[ranks.rank], accumulate) if micro]
+        call = CALL.get(ranks.device.type, ELSEWHERE)
+        parts = min(common, key=lambda k: max(p[k][0] for p in plans) + k * call)
+        share = shares[ranks.rank]
+        return [[self.items[share[i]] for i in group] for group in plans[ranks.rank][parts][1]]
+
+    def plans(self, share: Sequence[int], parts: int, most: int) -> Iterator[tuple[int, tuple[int, list[list[int]]]]]:
+        """(number of micro-batches, (padded tokens, positions of each)) of one rank's items."""
+        lengths = [sum(len(self.rows[i].input_ids) for i in self.items[item]) for item in share]
+        return ((len(groups), (tokens, groups)) for tokens, groups in cuts(lengths, parts, most))
 
     def where(self, number: int) -> list[str]:
         """file:line of all rows of a step."""
@@ -70,8 +95,7 @@ class Feed:
     def mass(self) -> float:
         """Units (trained tokens, or rows) of an average step over all ranks, by which every step's sum is divided.
 
-        Divided by its own count, a batch of short rows would weigh as much as one of long rows: rows of like length
-        go together, so that a token's weight would depend on the length of its row.
+        Divided by its own count, a batch of short rows would weigh as much as one of long rows.
         """
         whole = [self.order.batch_of(n) for n in range(1, self.order.per_epoch + 1)]
         return max(1, sum(units(self.rows[i]) for b in whole for item in b for i in self.items[item])) / len(whole)
@@ -91,10 +115,9 @@ class Feed:
 class Order:
     """The global batches of every epoch, each a list of item numbers."""
 
-    lengths: tuple[int, ...]
+    items: int
     batch: int
     seed: int
-    buckets: bool
     weights: Sequence[float] | None
 
     @cached_property
@@ -103,7 +126,7 @@ class Order:
 
     @lru_cache(maxsize=2)  # noqa: B019  # an Order lives as long as its run
     def epoch(self, number: int) -> list[list[int]]:
-        return batches(self.lengths, self.batch, self.seed, number, self.buckets, self.weights)
+        return batches(self.items, self.batch, self.seed, number, self.weights)
 
     def batch_of(self, step: int) -> list[int]:
         """Items of step `step`, counted from 1 over all epochs."""

@@ -30,7 +30,7 @@ class Settings(BaseModel):
         False, description="Recompute activations in the backward pass: less memory, more time."
     )
     packing: bool = Field(False, description="Fill rows with several short examples (causal language models).")
-    buckets: bool = Field(True, description="Batch rows of like length: less padding.")
+    buckets: bool = Field(True, description="Cut each batch by length: less padding, the same gradient.")
     checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints (default: one epoch).")
     eval_every: int | None = Field(None, ge=1, description="Steps between evaluations (default: one epoch).")
     keep: int = Field(2, ge=1, description="Newest checkpoints kept, beside the best one.")
