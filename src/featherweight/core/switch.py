@@ -5,7 +5,7 @@ marked.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -60,14 +60,14 @@ class Switched:
 
     def __init__(self, model: nn.Module, state: Switch):
         self.model, self.active, self.rows = model, state.active, state.rows
-        self.strength, self.attached = dict(state.strength), dict(state.attached)
+        self.strength, self.marks = dict(state.strength), {n: a.marked for n, a in state.attached.items()}
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, *_: Any) -> None:
         state = switch_of(self.model)
         there = state.attached
-        there |= {n: a for n, a in self.attached.items() if n in there}
+        there |= {n: replace(there[n], marked=mark) for n, mark in self.marks.items() if n in there}
         rows = None if self.rows is None else tuple(tuple(n for n in s if n in there) for s in self.rows)
         state.set(
             tuple(n for n in self.active if n in there), rows, {n: c for n, c in self.strength.items() if n in there}
@@ -147,8 +147,7 @@ def switch(
     before = Switched(model, state)
     for name in every:
         if train is not None:
-            old = state.attached[name]
-            state.attached[name] = Attached(old.method, old.head, train)
+            state.attached[name] = replace(state.attached[name], marked=train)
     touched = {*state.on, *every}
     state.set(wanted, each, strength)
     for name in touched:
