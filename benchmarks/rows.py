@@ -6,8 +6,8 @@
 
 decode-N   one step of 32 rows over N adapters, row i with adapter i mod N, after a prompt of 16 tokens in the cache,
            float32. Targets: peft / ours >= 2 at 16 and >= 2.7 at 32; ours <= 1.1 of our own single adapter's step.
-batch-32   a forward of 32 x 32 tokens over 32 adapters, up to the head, bfloat16 base and adapters. Targets: <= 0.65 of peft's time,
-           <= 1.1 of the bare base's.
+batch-32   a forward of 32 x 32 tokens over 32 adapters, up to the head, bfloat16 base and adapters. Targets: <= 0.65 of
+           peft's time, <= 1.1 of the bare base's.
 
 A 12-layer Llama shape with random weights, LoRA of rank 8 on all linear layers, the same values on both sides; the
 outputs are compared before anything is timed.
