@@ -5,11 +5,15 @@ imports none.
 from typing import Any
 
 from featherweight.core import attach, attending
-from featherweight.interop import attention, cached, root
+from featherweight.interop import attention, cached, deberta, root
 
 if root.settle not in attach.on_attach:
     attach.on_attach.append(root.settle)
     attach.on_detach.append(root.leave)
+
+if deberta.settle not in attach.on_attach:
+    attach.on_attach.append(deberta.settle)
+    attach.on_detach.append(deberta.leave)
 
 if not attending.doors:
     attending.doors += [attention.Registry(), cached.Handed()]
