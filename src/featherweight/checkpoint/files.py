@@ -126,7 +126,8 @@ def tensor_file(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mappi
         header[key] = {"dtype": DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    parts = [len(text).to_bytes(8, "little"), text, *(memoryview(t.view(-1).view(torch.uint8).numpy()) for t in whole)]
+    values: list[Any] = [t.view(-1).view(torch.uint8).numpy() for t in whole]
+    parts: list[Any] = [len(text).to_bytes(8, "little"), text, *(memoryview(v) for v in values)]
     return {path: lambda temporary: put(temporary, parts)}
 
 

@@ -21,7 +21,7 @@ OWN = (
     Key("data", str | list[str] | dict[str, Any], None,
         "A file, a folder with train/valid/test, a hub data set, or a.jsonl:0.7,b.jsonl:0.3."),
     Key("task", str, None, "classification, multilabel, regression, causallm, seq2seq (default: by the data's shape)."),
-    Key("method", str, "lora", "full, head, bitfit, layernorm, lora, ia3: see `fw methods`."),
+    Key("method", str, "lora", "Any that `fw methods` lists."),
     Key("output", str, None, "The folder of the run (default: out/<name of the data>)."),
     Key("name", str, "default", "The adapter's name."),
     Key("from", str, None, "Go on training this adapter; its base is the model."),

@@ -15,7 +15,7 @@ def blank(cls: type[M], *args: Any, **kwargs: Any) -> M:
     kind: Any = cls
     made = undrawn(kind)(*args, **kwargs)
     made.__class__ = cls
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 @cache

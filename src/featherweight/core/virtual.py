@@ -61,10 +61,16 @@ def seats(model: nn.Module) -> list[Site]:
     host = found[0][0]
     if not reads(host):
         raise InputError(
-            Problem("reads no token embeddings among which virtual tokens could stand", type(model).__name__)
+            Problem(
+                "reads no token embeddings among which virtual tokens could stand",
+                type(model).__name__,
+                fix="use a method that sits in its layers, such as Prefix or LoRA",
+            )
         )
     if float(getattr(host, "embed_scale", None) or 1) != 1:
-        raise InputError(Problem("scales its embeddings outside of their module", type(model).__name__))
+        raise InputError(
+            Problem("scales its embeddings outside of their module", type(model).__name__, fix="use Prefix instead")
+        )
     paths = {id(m): p for p, m in base_modules(model)}
     return [Site(paths[id(m)], m, role) for m, role in found]
 

@@ -78,13 +78,13 @@ version = attrgetter("_version")
 def serve(host: Any, plan: Plan, *args: Any, **kwargs: Any) -> Tensor:
     """Rows of LoRA adapters on nn.Linear; what the stack cannot do (dropout, a compiled graph) is nested."""
     if kwargs or len(args) != 1 or torch.compiler.is_compiling():
-        return nest(host, plan, args, kwargs)  # type: ignore[no-any-return]
+        return nest(host, plan, args, kwargs)
     if plan.memo is None:
         with torch.inference_mode(False):  # what is kept must serve a later training step too
             plan.memo = bank_of(plan, len(host.switch.rows))
     bank, x = plan.memo, args[0]
     if any(a.training for a in bank.dropping):
-        return nest(host, plan, args, kwargs)  # type: ignore[no-any-return]
+        return nest(host, plan, args, kwargs)
     dtype = compute_dtype(x)
     rows = x.to(dtype).reshape(len(host.switch.rows), -1, x.shape[-1])  # (rows, tokens of a row, in)
     y = F.linear(rows, host.weight.to(dtype), cast(host.bias, dtype))

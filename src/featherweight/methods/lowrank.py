@@ -87,6 +87,9 @@ class LowRank(Adapter):
 class LowRankConv(LowRank):
     """On a 2-d convolution: lora_A.weight (r, C_in, kh, kw), lora_B.weight (C_out, r, 1, 1)."""
 
+    lora_A: Any  # noqa: N815  # PEFT's name
+    lora_B: Any  # noqa: N815
+
     def size(self, host: Any, rank: int) -> None:
         shape = {k: getattr(host, k) for k in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
         like = kind(host.weight)

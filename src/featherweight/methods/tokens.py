@@ -45,7 +45,11 @@ class Tokens(Method):
     def hosts(self, model: nn.Module) -> Sequence[Site]:
         tables = anatomy(model).sites("embedding")
         if not tables:
-            raise InputError(Problem("the model has no embedding", got=type(model).__name__))
+            raise InputError(
+                Problem(
+                    "the model has no embedding", got=type(model).__name__, fix="it takes a model that reads tokens"
+                )
+            )
         tied = {id(s.module.weight) for s in tables}
         return [Site(p, m) for p, m in base_modules(model) if id(m._parameters.get("weight")) in tied]
 
