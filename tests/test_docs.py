@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_screen_of_python_runs(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     monkeypatch.chdir(folder)
     space: dict[str, Any] = {"MODEL": MODEL}
     exec(compile(code, "README.md", "exec"), space)
@@ -44,6 +44,22 @@ def test_the_screen_of_python_runs(
     assert shown is not None
     assert shown[1] in capsys.readouterr().out
     assert type(space["plain"]).__name__ == "BertForSequenceClassification"
+
+
+def test_the_screen_of_many_adapters_runs() -> None:
+    import torch
+    from support.models import disturb, inputs, tiny
+
+    _, code = blocks("python")
+    base, tuned = tiny("llama"), tiny("llama")
+    disturb(tuned)
+    space: dict[str, Any] = {"model": tiny("llama"), "batch": inputs("llama", rows=4), "tuned": tuned, "base": base}
+    space["fw"] = __import__("featherweight")
+    exec(compile(code, "README.md", "exec"), space)
+    assert space["out"].logits.shape[:2] == (4, 7)
+    assert "both" in {n for m in space["model"].modules() for n in getattr(m, "adapters", ())}
+    assert 0 < space["report"].kept < 1
+    assert torch.isfinite(space["out"].logits).all()
 
 
 def test_the_screen_of_shell_runs(

@@ -170,3 +170,14 @@ def test_strength(name: str) -> None:
     assert not torch.allclose(half, full, atol=1e-4)
     assert not torch.allclose(half, plain, atol=1e-4)
     torch.testing.assert_close(logits(fw.merge(model), batch), half, atol=1e-5, rtol=1e-4)
+
+
+def test_what_was_planned_in_inference_mode_still_trains() -> None:
+    model = mixed("llama", ["low4", "norm"])
+    fw.switch(model, rows=["low4", "norm"])
+    with torch.inference_mode():
+        before = model(**inputs("llama")).logits.clone()
+    out = model(**inputs("llama")).logits
+    out.square().sum().backward()
+    assert torch.equal(out.detach(), before)
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

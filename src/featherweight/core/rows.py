@@ -87,8 +87,9 @@ def planned(host: Any, stack_of: Callable[..., Any], batch: int, device: torch.d
     members: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
     for i, names in enumerate(rows):
         members[stack_of(host, names)] += range(i * each, (i + 1) * each)
-    groups: list[Group] = [(torch.tensor(ix, device=device), stack) for stack, ix in members.items()]
-    order = torch.tensor([i for ix in members.values() for i in ix], device=device).argsort()
+    with torch.inference_mode(False):  # what is kept must serve a later training step too
+        groups: list[Group] = [(torch.tensor(ix, device=device), stack) for stack, ix in members.items()]
+        order = torch.tensor([i for ix in members.values() for i in ix], device=device).argsort()
     plan = Plan(turn, batch, device, groups, order)
     vars(host.adapters)["plan"] = plan
     return plan
@@ -96,47 +97,60 @@ def planned(host: Any, stack_of: Callable[..., Any], batch: int, device: torch.d
 
 def nest(host: Any, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run the groups around one call of the host."""
-    groups, given = plan.groups, (args, kwargs)
-    asked: dict[int, Any] = {}
-    got: dict[int, Any] = {}
-    outs: dict[int, Any] = {}
+    run = Nest(host, plan, (args, kwargs))
+    run.enter(0)
+    sizes = [len(index) for index, _ in plan.groups]
+    return together([run.outs[i] for i in range(len(sizes))], plan.order, sizes)
 
-    def ground() -> None:
-        """Call the host on the rows of the groups that asked; all of them are put back into the batch's order."""
-        if not asked:
+
+class Nest:
+    """One call of a host by all groups: what each asked of it, got from it and made of it."""
+
+    def __init__(self, host: Any, plan: Plan, given: Any):
+        self.host, self.plan, self.given = host, plan, given
+        self.asked: dict[int, Any] = {}
+        self.got: dict[int, Any] = {}
+        self.outs: dict[int, Any] = {}
+
+    def enter(self, i: int) -> None:
+        """Start group i; behind the last one the host is called."""
+        if i == len(self.plan.groups):
+            self.ground()
             return
-        here = list(asked)
+        index, stack = self.plan.groups[i]
+        asking = Asking(self, i, index)
+        args, kwargs = cut(self.given, index, self.plan.batch)
+        self.outs[i] = Base(self.host, stack, asking)(*args, **kwargs)
+        if asking.waits:  # a weight law: it ran the host itself
+            self.enter(i + 1)
+
+    def ground(self) -> None:
+        """Call the host on the rows of the groups that asked; all of them are put back into the batch's order."""
+        if not self.asked:
+            return
+        groups, here = self.plan.groups, list(self.asked)
         sizes = [len(groups[i][0]) for i in here]
         complete = len(here) == len(groups)
-        a, k = joined([asked[i] for i in here], plan.order if complete else None, given, plan.batch)
-        y = Base(host, ())(*a, **k)
-        for i, at in zip(here, torch.arange(sum(sizes), device=plan.device).split(sizes), strict=True):
-            got[i] = cut(y, groups[i][0] if complete else at, sum(sizes))
+        order = self.plan.order if complete else None
+        args, kwargs = joined([self.asked[i] for i in here], order, self.given, self.plan.batch)
+        y = Base(self.host, ())(*args, **kwargs)
+        for i, at in zip(here, torch.arange(sum(sizes), device=self.plan.device).split(sizes), strict=True):
+            self.got[i] = cut(y, groups[i][0] if complete else at, sum(sizes))
 
-    def enter(i: int) -> None:
-        if i == len(groups):
-            ground()
-            return
-        index, stack = groups[i]
-        waiting = [True]
 
-        def base(*a: Any, **k: Any) -> Any:
-            if not waiting:  # asked before: this call is the group's own
-                return Base(host, ())(*a, **k)
-            waiting.clear()
-            asked[i] = (a, k)
-            enter(i + 1)
-            return got[i]
+class Asking:
+    """A group's `base`: its first call waits for the other groups, a later one is the group's own."""
 
-        base.rows = index  # type: ignore[attr-defined]
-        a, k = cut(given, index, plan.batch)
-        outs[i] = Base(host, stack, base)(*a, **k)
-        if waiting:  # a weight law: it ran the host itself
-            waiting.clear()
-            enter(i + 1)
+    def __init__(self, nest: Nest, i: int, rows: Tensor):
+        self.nest, self.i, self.rows, self.waits = nest, i, rows, True
 
-    enter(0)
-    return together([outs[i] for i in range(len(groups))], plan.order, [len(ix) for ix, _ in groups])
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.waits:
+            return Base(self.nest.host, ())(*args, **kwargs)
+        self.waits = False
+        self.nest.asked[self.i] = (args, kwargs)
+        self.nest.enter(self.i + 1)
+        return self.nest.got[self.i]
 
 
 def cut(value: Any, index: Tensor, batch: int) -> Any:
