@@ -119,3 +119,18 @@ def test_modes_come_back(stories):
     assert [m.training for m in stories.modules()] == modes
     assert any(modes)
     stories.eval()
+
+
+def test_the_head_gets_the_last_states_in_one_piece():
+    import torch
+    from support.models import tiny
+
+    from featherweight.tasks.generation import run
+
+    model, seen = tiny("llama"), []
+    model.lm_head.register_forward_hook(lambda _, args, __: seen.append(args[0].is_contiguous()))
+    ids = torch.randint(3, 99, (3, 5))
+    run(model, ids, torch.ones_like(ids), 0, 4, {"eos_token_id": None})
+    assert len(seen) == 4
+    assert all(seen)
+    assert len(model.lm_head._forward_pre_hooks) == 0

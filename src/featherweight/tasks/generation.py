@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,8 +69,23 @@ def run(model: nn.Module, ids: Tensor, mask: Tensor, pad: int, new: int, options
     base = inner(model)
     device = next(base.parameters()).device
     settings: dict[str, Any] = {"do_sample": False, "pad_token_id": pad, "max_new_tokens": new, **options}
-    made: Tensor = base.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **settings)  # type: ignore[operator]
+    with together(base):
+        made: Tensor = base.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **settings)  # type: ignore[operator]
     return made
+
+
+@contextmanager
+def together(model: nn.Module) -> Iterator[None]:
+    """Give the output head the last states in one piece: for a slice of them torch copies a frozen head for each row."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    if head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
