@@ -76,7 +76,7 @@ def run(model: nn.Module, ids: Tensor, mask: Tensor, pad: int, new: int, options
 
 @contextmanager
 def together(model: nn.Module) -> Iterator[None]:
-    """Give the output head the last states in one piece: for a slice of them torch copies a frozen head for each row."""
+    """Give the output head the last states in one piece: of a slice of them torch copies a frozen head for each row."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     if head is None:
         yield
