@@ -56,6 +56,7 @@ CASES: list[tuple[str, Any, Any]] = [
     ("llama", fw.LlamaAdapter(tokens=4, layers=2),
      peft.AdaptionPromptConfig(adapter_len=4, adapter_layers=2, task_type="CAUSAL_LM")),
     *((a, fw.Tokens(tokens=(3, 5)), peft.TrainableTokensConfig(token_indices=[3, 5])) for a in ("llama", "bert")),
+    *((a, fw.SHiRA(rank=2, targets=m), peft.ShiraConfig(r=2, target_modules=m)) for a, m in QV.items()),
     ("mixtral", fw.ExpertLoRA(rank=2), peft.LoraConfig(
         r=2, target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])),
 ]  # fmt: skip

@@ -29,8 +29,9 @@ def conv1d(cls: Any) -> bool:
 class Part:
     """Rows of a host, all of them where None; offers weight (out, in), bias (out,), in_features, out_features."""
 
-    def __init__(self, host: nn.Module, rows: Tensor | None = None):
-        self.host, self.rows, self.flip = host, rows, transposed(host)
+    def __init__(self, host: nn.Module, rows: Tensor | None = None, flip: bool | None = None):
+        self.host, self.rows = host, rows
+        self.flip = transposed(host) if flip is None else flip
 
     def cut(self, name: str, W: Tensor) -> Tensor:
         """A tensor of the host -> these rows of it, (out, in)."""
@@ -88,20 +89,21 @@ class Parts(Adapter):
     def __init__(self, parts: Mapping[str, Part], made: Mapping[str, Adapter]):
         super().__init__()
         self.rows = {role: part.rows for role, part in parts.items()}
+        self.flip = any(part.flip for part in parts.values())
         self.of = nn.ModuleDict(made)
 
     def forward(self, base: Base, x: Tensor) -> Tensor:
         y = base(x)
         once = Once(base, (x,), y)  # the host is called once while the parts ask for this very x
         for role, rows in self.rows.items():
-            out = self.of[role](PartBase(once, Part(base.host, rows)), x)
+            out = self.of[role](PartBase(once, Part(base.host, rows, self.flip)), x)
             y = out if rows is None else y.index_copy(-1, rows.to(y.device), out)
         return y
 
     def merge(self, W: Any) -> dict[str, Tensor]:
         merged: dict[str, Tensor] = {}
         for role, rows in self.rows.items():
-            part = Part(W.host, rows)
+            part = Part(W.host, rows, self.flip)
             for name, w in self.of[role].merge(PartBase(W, part)).items():  # type: ignore[operator]
                 merged[name] = part.paste(name, merged.get(name, W[name]), w)
         return merged
