@@ -113,8 +113,48 @@ def scored(cell: Any, metric: str) -> str:
     return f"{found['mean']:.3f}" + (f" ± {found['std']:.3f}" if found["std"] is not None else "")
 
 
+def serving() -> str:
+    """Many adapters in one batch, and switching."""
+    rows = []
+    for name, cell in result("rows")["cells"].items():
+        alone = [f"{cell['ratio_to_single']:.2f}" if "ratio_to_single" in cell else "", f"{cell['ratio_to_base']:.2f}"]
+        rows.append([f"{name} ({cell['rows']} rows)", f"{cell['peft_over_ours']:.2f}", *alone])
+    switch = result("switch")["result"]
+    rows.append(["switching to another adapter", f"{switch['peft_over_ours']:.1f}", "", ""])
+    return markdown(["", "times as fast as peft", "time / one adapter's", "time / bare base's"], rows)
+
+
+def files() -> str:
+    """An adapter to disk and back."""
+    found = result("files")
+    rows = [[name, *(f"{cell[f'{side}_s'] * 1e3:.0f} ms" for side in ("featherweight", "peft")),
+             f"{1 / cell['ratio_to_peft']:.1f}"] for name, cell in found["cells"].items()]  # fmt: skip
+    return markdown([f"{found['bytes'] / 1e6:.1f} MB", "featherweight", "peft", "times as fast"], rows)
+
+
+def dora() -> str:
+    rows = []
+    for dtype, cell in result("dora")["cells"].items():
+        low, high = cell["ratio_to_peft_quartiles"]
+        rows.append([dtype, f"{cell['ratio_to_peft']:.2f}", f"{low:.2f} to {high:.2f}"])
+    return markdown(["dtype", "time / peft's", "quartiles"], rows)
+
+
+def ordering() -> str:
+    """Every method at one budget, with its paired difference to LoRA."""
+    rows = []
+    for task, methods_ in result("methods")["summary"].items():
+        for name, cell in sorted(methods_.items(), key=lambda item: -item[1]["test"]):
+            spread = f" ± {cell['std']:.3f}" if cell["std"] is not None else ""
+            pair = f"{cell['to_lora']:+.3f} ± {cell['interval']:.3f}" if "to_lora" in cell else ""
+            rows.append([task, name, f"{cell['trained']:,}", f"{cell['rate']:g}", str(cell["seeds"]),
+                         f"{cell['test']:.3f}{spread}", pair])  # fmt: skip
+    return markdown(["data", "method", "trained", "lr", "seeds", "test accuracy", "to LoRA, ± 2 standard errors"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "methods": methods, "step": step, "startup": startup, "demo": demo, "run": run, "quality": quality,
+    "serving": serving, "files": files, "dora": dora, "ordering": ordering,
 }  # fmt: skip
 
 

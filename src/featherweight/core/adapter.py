@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from featherweight.core.errors import NotMergeable, Problem, raise_all
 
 if TYPE_CHECKING:
-    from featherweight.core.host import Base
+    from featherweight.core.base import Base
 
 
 class Adapter(nn.Module):

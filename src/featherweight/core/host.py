@@ -13,10 +13,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from featherweight.core.base import Base as Base
-from featherweight.core.base import read as read
-from featherweight.core.base import view as view
-from featherweight.core.base import write as write
+from featherweight.core.base import Base
 from featherweight.core.derived import derive
 from featherweight.core.errors import InputError, Problem
 from featherweight.core.rows import routed

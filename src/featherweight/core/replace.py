@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from featherweight.core.adapter import Replace
-from featherweight.core.host import read
+from featherweight.core.base import read
 from featherweight.core.site import Site
 
 HALF = (torch.float16, torch.bfloat16)

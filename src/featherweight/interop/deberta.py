@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featherweight.core.base import Base, view
 from featherweight.core.derived import derive
-from featherweight.core.host import Base, Host, base_modules, frozen_class, reclass, stack_of, view
+from featherweight.core.host import Host, base_modules, frozen_class, reclass, stack_of
 
 POSITIONS = ("pos_key_proj", "pos_query_proj", "key_proj", "query_proj")
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featherweight.core import fused
-from featherweight.core.host import Base
+from featherweight.core.base import Base
 from featherweight.kernels.first import first_derivative
 from featherweight.kernels.noise import keep, keep_, keep_mask, keep_probability
 from featherweight.methods.lowrank import LowRank

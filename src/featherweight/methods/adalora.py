@@ -54,7 +54,7 @@ class AdaLoRA(Method):
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.10512"
     place: ClassVar[str] = "linear layers"
     lr: ClassVar[float] = 5e-3  # three small factors: short runs at the rate of the paper stand still
-    lr_source: ClassVar[str] = "Zhang et al. 2023: 5e-4 to 2.2e-3 on GLUE, in runs 10 to 100 times as long"
+    lr_source: ClassVar[str] = "Zhang et al. 2023: 5e-4 to 2.2e-3 on GLUE, in far longer runs (unverified)"
 
     def hosts(self, model: nn.Module) -> Sequence[Site]:
         self.check()

@@ -26,4 +26,4 @@ class DeepPrompt(Prefix):
     paper: ClassVar[str] = "Liu et al. 2022, arXiv:2110.07602"
     place: ClassVar[str] = "keys and values of every attention, and the head"
     lr: ClassVar[float] = 1e-2
-    lr_source: ClassVar[str] = "Liu et al. 2022, their scripts for SuperGLUE: 5e-3 to 1e-2 over many epochs"
+    lr_source: ClassVar[str] = "Liu et al. 2022, scripts for SuperGLUE: 5e-3 to 1e-2, many epochs (unverified)"

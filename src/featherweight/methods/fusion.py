@@ -39,7 +39,7 @@ class Fusion(Method):
     mergeable: ClassVar[bool] = False
     identity: ClassVar[bool] = False
     lr: ClassVar[float] = 5e-5
-    lr_source: ClassVar[str] = "Pfeiffer et al. 2020: 5e-5, 10 epochs"
+    lr_source: ClassVar[str] = "Pfeiffer et al. 2020: 5e-5, 10 epochs (unverified)"
 
     def hosts(self, model: nn.Module) -> Sequence[Site]:
         attached = switch_of(model).attached

@@ -43,7 +43,7 @@ class Parallel(Method):
     place: ClassVar[str] = "beside the feed-forward"
     mergeable: ClassVar[bool] = False
     lr: ClassVar[float] = 1e-4
-    lr_source: ClassVar[str] = "He et al. 2021: 1e-4 on MNLI and SST-2 with AdamW"
+    lr_source: ClassVar[str] = "He et al. 2021: 1e-4 on MNLI and SST-2 with AdamW (unverified)"
 
     def hosts(self, model: nn.Module) -> Sequence[Place]:
         check(self)

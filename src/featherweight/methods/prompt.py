@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.core.adapter import Adapter
+from featherweight.core.base import read
 from featherweight.core.errors import InputError, Problem, raise_all
-from featherweight.core.host import read
 from featherweight.core.method import Method
 from featherweight.core.order import Frame
 from featherweight.core.replace import master

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from featherweight.core.adapter import Adapter
 from featherweight.core.anatomy import anatomy
+from featherweight.core.base import read
 from featherweight.core.errors import InputError, Problem, raise_all
-from featherweight.core.host import read
 from featherweight.core.method import Adapted, Method
 from featherweight.core.replace import master
 from featherweight.core.site import Site
@@ -52,7 +52,7 @@ class PTuning(Method):
     mergeable: ClassVar[bool] = False
     identity: ClassVar[bool] = False
     lr: ClassVar[float] = 1e-3
-    lr_source: ClassVar[str] = "PEFT's P-tuning of RoBERTa-large; Liu et al. 2021: 1e-5"
+    lr_source: ClassVar[str] = "our choice, not tuned; Liu et al. 2021: 1e-5"
 
     @property
     def sizes(self) -> tuple[int, int, int]:

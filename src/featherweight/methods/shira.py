@@ -40,7 +40,7 @@ class SHiRA(Method):
     paper: ClassVar[str] = "Bhardwaj et al. 2024, arXiv:2406.13175"
     place: ClassVar[str] = "r (in + out) entries of each linear layer"
     lr: ClassVar[float] = 5e-4
-    lr_source: ClassVar[str] = "LoRA's; Bhardwaj et al. 2024 train both alike"
+    lr_source: ClassVar[str] = "LoRA's; no figure of its own paper was checked"
 
     def hosts(self, model: nn.Module) -> Sequence[Site]:
         wrong = []

@@ -40,7 +40,7 @@ class Tokens(Method):
     place: ClassVar[str] = "rows of the embedding, and of a head tied to it"
     lr: ClassVar[float] = 5e-3
     near: ClassVar[float] = 1e-6  # the tied head's few columns are a matrix product of their own
-    lr_source: ClassVar[str] = "Gal et al. 2022: base rate 5e-3"
+    lr_source: ClassVar[str] = "Gal et al. 2022: base rate 5e-3 (unverified)"
 
     def hosts(self, model: nn.Module) -> Sequence[Site]:
         tables = anatomy(model).sites("embedding")

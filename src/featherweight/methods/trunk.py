@@ -5,7 +5,8 @@ from collections.abc import Hashable, Sequence
 from torch import Tensor, nn
 
 from featherweight.core.anatomy import anatomy, holds
-from featherweight.core.host import base_modules, read
+from featherweight.core.base import read
+from featherweight.core.host import base_modules
 from featherweight.core.site import Site
 from featherweight.core.targets import Targets, resolve
 

@@ -44,7 +44,7 @@ class VeRA(Method):
     paper: ClassVar[str] = "Kopiczko et al. 2023, arXiv:2310.11454"
     place: ClassVar[str] = "linear layers"
     lr: ClassVar[float] = 1e-2
-    lr_source: ClassVar[str] = "Kopiczko et al. 2023: 4e-3 to 1e-2 on GLUE with RoBERTa-base, heads apart"
+    lr_source: ClassVar[str] = "Kopiczko et al. 2023: 4e-3 to 1e-2 on GLUE with RoBERTa-base, heads apart (unverified)"
 
     def hosts(self, model: nn.Module) -> Sequence[Site]:
         return resolve(model, self.targets, ("linear",))
