@@ -65,7 +65,7 @@ def test_a_batch_is_cut_by_length_and_stays_the_batch():
         cut, plain = feed.step(number, one, 1), whole.step(number, one, 1)
         assert held(cut) == held(plain)
         assert len(plain) == 1 < len(cut)
-        assert padded(feed, cut) + 128 * len(cut) < padded(whole, plain) + 128
+        assert padded(feed, cut) + 64 * len(cut) < padded(whole, plain) + 64
 
 
 def test_ranks_have_as_many_micro_batches_and_accumulate_is_the_least():

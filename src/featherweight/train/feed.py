@@ -19,7 +19,7 @@ from featherweight.data.types import Batch, Encoded
 from featherweight.train.ranks import Ranks, split
 
 PARTS = 8  # micro-batches that a batch is cut into at most, where nobody asks for more
-CALL = {"cpu": 128}  # what one more micro-batch costs, in tokens; launches weigh more where the products are fast
+CALL = {"cpu": 64}  # what one more micro-batch costs, in tokens; launches weigh more where the products are fast
 ELSEWHERE = 2048
 
 
