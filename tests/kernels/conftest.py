@@ -43,3 +43,28 @@ def plain_path(monkeypatch):
     from featherweight.core import fused
 
     return lambda: monkeypatch.setattr(fused, "kernels", {})
+
+
+@pytest.fixture
+def agrees(plain_path):
+    """Checks that a model's fused step equals its plain one: logits, and the gradients of its `trained` tensors."""
+    import copy
+
+    import torch
+
+    def check(model, dtype, trained):
+        twin = copy.deepcopy(model)
+        ids = torch.arange(24).view(2, 12)
+        out = model(input_ids=ids, labels=ids)
+        out.loss.backward()
+        plain_path()
+        expected = twin(input_ids=ids, labels=ids)
+        expected.loss.backward()
+        loose = {"rtol": 5e-2, "atol": 5e-2} if dtype is torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-6}
+        torch.testing.assert_close(out.logits, expected.logits, **loose)
+        pairs = [(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True) if p.requires_grad]
+        assert len(pairs) == trained
+        for p, q in pairs:
+            torch.testing.assert_close(p.grad, q.grad, **loose)
+
+    return check

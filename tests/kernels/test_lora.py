@@ -1,5 +1,3 @@
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -195,21 +193,9 @@ def warm(model):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_law_kernel_equals_plain_path_in_a_model(llama, plain_path, dtype):
+def test_law_kernel_equals_plain_path_in_a_model(llama, agrees, dtype):
     model = warm(llama_with_lora(llama, dtype))
-    twin = copy.deepcopy(model)
-    ids = torch.arange(24).view(2, 12)
-    out = model(input_ids=ids, labels=ids)
-    out.loss.backward()
-    plain_path()
-    expected = twin(input_ids=ids, labels=ids)
-    expected.loss.backward()
-    loose = {"rtol": 5e-2, "atol": 5e-2} if dtype is torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-6}
-    torch.testing.assert_close(out.logits, expected.logits, **loose)
-    pairs = [(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True) if p.requires_grad]
-    assert len(pairs) == 28
-    for p, q in pairs:
-        torch.testing.assert_close(p.grad, q.grad, **loose)
+    agrees(model, dtype, trained=28)
 
 
 def llama_with_lora(llama, dtype):

@@ -5,8 +5,9 @@
 
 import sys
 from importlib import import_module
-from types import ModuleType
 from typing import Any
+
+from featherweight.core.verb import Verb
 
 _HOME = {
     "combine": "verb",
@@ -23,13 +24,6 @@ _HOME = {
 }
 
 __all__ = [*_HOME]  # names of strings, imported when asked for
-
-
-class Verb(ModuleType):
-    """A module that is called as the function of its name."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return import_module("featherweight.combine.verb").combine(*args, **kwargs)
 
 
 def __getattr__(name: str) -> Any:

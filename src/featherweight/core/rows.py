@@ -157,7 +157,7 @@ def cut(value: Any, index: Tensor, batch: int) -> Any:
     """The rows `index` of every tensor that has one entry for each of the batch, in tuples, lists and dicts too."""
     if isinstance(value, Tensor):
         return value.index_select(0, index) if value.dim() and len(value) == batch else value
-    if isinstance(value, dict) and type(value) is dict:
+    if type(value) is dict:
         return {k: cut(v, index, batch) for k, v in value.items()}
     return type(value)(cut(v, index, batch) for v in value) if type(value) in (tuple, list) else value
 

@@ -4,22 +4,14 @@
 """
 
 import sys
-from types import ModuleType
-from typing import Any
 
+from featherweight.core.verb import Verb
 from featherweight.evaluate.evaluate import evaluate, score
 from featherweight.evaluate.predict import generate, predict
 from featherweight.evaluate.scores import Scores
 from featherweight.evaluate.text import text_scores
 
 __all__ = ["Scores", "evaluate", "generate", "predict", "score", "text_scores"]
-
-
-class Verb(ModuleType):
-    """A module that is called as the function of its name."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Scores:
-        return evaluate(*args, **kwargs)
 
 
 sys.modules[__name__].__class__ = Verb

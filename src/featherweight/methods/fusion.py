@@ -107,7 +107,8 @@ class Together(Adapter):
         return each[-1].law(base, lambda x: self.mix(x, [a.change(x) for a in each]), *args, **kwargs)
 
     def mix(self, x: Tensor, changes: list[Tensor]) -> Tensor:
-        raise NotImplementedError("a tap changes nothing")
+        """One change of the fused adapters' n, (..., d); a tap's first layer adds nothing."""
+        return torch.zeros_like(x)
 
 
 class Mixed(Together):

@@ -5,9 +5,9 @@
 
 import sys
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
+from featherweight.core.verb import Verb
 from featherweight.train.settings import Settings, settings
 
 _HOME = {
@@ -20,13 +20,6 @@ _HOME = {
 }
 
 __all__ = [*_HOME, "Settings", "settings"]
-
-
-class Verb(ModuleType):
-    """A module that is called as the function of its name."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return import_module("featherweight.train.run").train(*args, **kwargs)
 
 
 def __getattr__(name: str) -> Any:
