@@ -29,7 +29,7 @@ _HOME = {
         "DeepPrompt",
         "LlamaAdapter",
     ),
-    "featherweight.methods.bottleneck": ("drop",),
+    "featherweight.methods.adapter_drop": ("drop",),
     "featherweight.methods.compacter": ("Compacter",),
     "featherweight.methods.fishmask": ("FishMask",),
     "featherweight.methods.fusion": ("Fusion",),

@@ -1,16 +1,14 @@
-"""The bottleneck that Houlsby, Pfeiffer, Lin, parallel and Compacter adapters insert, and AdapterDrop for all of them.
+"""The bottleneck that Houlsby, Pfeiffer, Lin, parallel and Compacter adapters insert; it may rest (`adapter_drop.py`).
 
     g(x) = s · U act(D x + c) + e          D (b, d), U (d, b), b = ⌊d / reduction⌋ or given; 2 d b + b + d parameters
 
-AdapterDrop: `skip=k` puts none into the first k blocks. `drop=k` trains all of them, but in each forward of training
-those of the first 0 … k blocks rest, drawn anew; afterwards `drop(model, j)` lets those of any first j ≤ k rest at
-inference, for speed. Blocks count through encoder and decoder, the encoder's first.
 Nothing here folds into weights: act stands between D and U.
-Source: the methods' own files; Rücklé et al. 2020, "AdapterDrop", arXiv:2010.11918.
+Source: the methods' own files.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +16,11 @@ from torch.nn import functional as F
 
 from featherweight.core.adapter import Adapter
 from featherweight.core.blank import blank
-from featherweight.core.errors import InputError, Problem, did_you_mean, raise_all
+from featherweight.core.errors import Problem, did_you_mean, raise_all
 from featherweight.core.host import base_parameters
-from featherweight.core.places import Place
+from featherweight.core.places import Place, Plan
 from featherweight.core.replace import Copies, master
-from featherweight.core.state import adapters
+from featherweight.methods.adapter_drop import Drop
 
 ACTIVATIONS: Mapping[str, Any] = {
     "relu": F.relu,
@@ -35,19 +33,6 @@ ACTIVATIONS: Mapping[str, Any] = {
     "leakyrelu": F.leaky_relu,
     "linear": nn.Identity(),
 }
-
-
-class Drop:
-    """AdapterDrop's state, one for all adapters of a name; the first of them to run draws for the rest."""
-
-    def __init__(self, most: int = 0):
-        self.most, self.drawn, self.fixed = most, 0, 0
-
-    def draw(self) -> None:
-        self.drawn = int(torch.randint(self.most + 1, ())) if self.most else 0
-
-    def rests(self, block: int, training: bool) -> bool:
-        return block < max(self.fixed, self.drawn if training else 0)
 
 
 class Inserted(Adapter):
@@ -104,6 +89,24 @@ class Shared:
         return not before
 
 
+@dataclass(frozen=True, repr=False)
+class Inserting:
+    """The fields that all methods of bottlenecks share; each is a `Method` with these in front."""
+
+    reduction: float = 16
+    bottleneck: int | None = None
+    activation: str = "relu"
+    dropout: float = 0.0
+    skip: int = 0
+    drop: int = 0
+
+    mergeable: ClassVar[bool] = False
+
+    def shared(self, model: nn.Module) -> Shared:
+        check(self, len(Plan(model).blocks))
+        return Shared(self.drop)
+
+
 def size(method: Any, width: int) -> int:
     """b, at least 1."""
     return int(method.bottleneck if method.bottleneck is not None else max(1, width // method.reduction))
@@ -150,13 +153,3 @@ def check(method: Any, blocks: int | None = None) -> None:
         if k < 0 or (blocks is not None and k >= blocks):
             wrong.append(Problem("blocks out of range", f"method.{name}", most, str(k)))
     raise_all(wrong)
-
-
-def drop(model: nn.Module, blocks: int, name: str = "default") -> nn.Module:
-    """Let the adapters in the first `blocks` blocks rest, in training and in use; 0 wakes them all."""
-    found = [a for a in adapters(model, name).values() if isinstance(a, Inserted)]
-    if not found:
-        raise InputError(Problem("has no bottlenecks to drop", got=repr(name)))
-    for adapter in found:
-        adapter.drop.fixed = blocks
-    return model

@@ -21,28 +21,23 @@ from featherweight.core.errors import InputError, Problem
 from featherweight.core.method import Method
 from featherweight.core.places import Place, Plan
 from featherweight.core.replace import replacement
-from featherweight.methods.bottleneck import Bottleneck, Shared, check, resembling, size
+from featherweight.methods.bottleneck import Bottleneck, Inserting, Shared, check, resembling, size
 
 
 @dataclass(frozen=True, repr=False)
-class Compacter(Method):
+class Compacter(Inserting, Method):
     """`rank` is ρ, `n` the number of Kronecker products; `skip` and `drop` are AdapterDrop's."""
 
     reduction: float = 32
-    bottleneck: int | None = None
     n: int = 4
     rank: int = 1
     shared_rule: bool = True
     plus: bool = False
     norms: bool = False
     activation: str = "gelu"
-    dropout: float = 0.0
-    skip: int = 0
-    drop: int = 0
 
     paper: ClassVar[str] = "Mahabadi et al. 2021, arXiv:2106.04647"
     place: ClassVar[str] = "as Houlsby; plus: as Pfeiffer"
-    mergeable: ClassVar[bool] = False
     near: ClassVar[float] = 0.001
     lr: ClassVar[float] = 3e-3
     lr_source: ClassVar[str] = "Liu et al. 2022: 3e-3 with Adafactor, 500 steps; Mahabadi et al. 2021 the same"
@@ -52,10 +47,6 @@ class Compacter(Method):
         plan = Plan(model, self.skip)
         norms = list(plan.norms()) if self.norms and not self.plus else []
         return list(plan.sums()) if self.plus else [*plan.attention(cross=False), *plan.feedforward(), *norms]
-
-    def shared(self, model: nn.Module) -> Shared:
-        check(self, len(Plan(model).blocks))
-        return Shared(self.drop)
 
     def build(self, site: Place, shared: Shared) -> Adapter:  # type: ignore[override]
         if site.role == "norm" and not self.plus:

@@ -22,25 +22,19 @@ from featherweight.core.adapter import Adapter
 from featherweight.core.method import Method
 from featherweight.core.places import Place, Plan
 from featherweight.core.replace import replacement
-from featherweight.methods.bottleneck import Bottleneck, Shared, check, gaussian, linears
+from featherweight.methods.bottleneck import Bottleneck, Inserting, Shared, check, gaussian, linears
 
 
 @dataclass(frozen=True, repr=False)
-class Houlsby(Method):
+class Houlsby(Inserting, Method):
     """`bottleneck` wins over `reduction`; `skip` and `drop` are AdapterDrop's (blocks without, at rest in training)."""
 
-    reduction: float = 16
-    bottleneck: int | None = None
     activation: str = "swish"
-    dropout: float = 0.0
-    skip: int = 0
-    drop: int = 0
     norms: bool = True
     cross: bool = False
 
     paper: ClassVar[str] = "Houlsby et al. 2019, arXiv:1902.00751"
     place: ClassVar[str] = "behind attention and feed-forward, inside the residual; norms"
-    mergeable: ClassVar[bool] = False
     near: ClassVar[float] = 0.05
     lr: ClassVar[float] = 3e-4
     lr_source: ClassVar[str] = "Hu et al. 2021, table 9: Adapter-H on RoBERTa-large"
@@ -50,10 +44,6 @@ class Houlsby(Method):
         plan = Plan(model, self.skip)
         norms = list(plan.norms()) if self.norms else []
         return [*plan.attention(self.cross), *plan.feedforward(), *norms]
-
-    def shared(self, model: nn.Module) -> Shared:
-        check(self, len(Plan(model).blocks))
-        return Shared(self.drop)
 
     def build(self, site: Place, shared: Shared) -> Adapter:  # type: ignore[override]
         if site.role == "norm":

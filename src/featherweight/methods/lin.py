@@ -17,23 +17,15 @@ from torch import nn
 from featherweight.core.adapter import Adapter
 from featherweight.core.method import Method
 from featherweight.core.places import Place, Plan
-from featherweight.methods.bottleneck import Bottleneck, Shared, check, gaussian, linears, resembling
+from featherweight.methods.bottleneck import Bottleneck, Inserting, Shared, check, gaussian, linears, resembling
 
 
 @dataclass(frozen=True, repr=False)
-class Lin(Method):
+class Lin(Inserting, Method):
     """`bottleneck` wins over `reduction`; `skip` and `drop` are AdapterDrop's (blocks without, at rest in training)."""
-
-    reduction: float = 16
-    bottleneck: int | None = None
-    activation: str = "relu"
-    dropout: float = 0.0
-    skip: int = 0
-    drop: int = 0
 
     paper: ClassVar[str] = "Lin et al. 2020, arXiv:2004.03829"
     place: ClassVar[str] = "behind each block, with its own LayerNorm"
-    mergeable: ClassVar[bool] = False
     near: ClassVar[float] = 0.1
     lr: ClassVar[float] = 3e-4
     lr_source: ClassVar[str] = "as Adapter-H and -P in Hu et al. 2021, table 9"
@@ -41,10 +33,6 @@ class Lin(Method):
     def hosts(self, model: nn.Module) -> Sequence[Place]:
         check(self)
         return list(Plan(model, self.skip).ends())
-
-    def shared(self, model: nn.Module) -> Shared:
-        check(self, len(Plan(model).blocks))
-        return Shared(self.drop)
 
     def build(self, site: Place, shared: Shared) -> Adapter:  # type: ignore[override]
         down, up = linears(site, self)

@@ -23,25 +23,19 @@ from featherweight.core.adapter import Adapter
 from featherweight.core.errors import InputError, Problem
 from featherweight.core.method import Method
 from featherweight.core.places import Place, Plan
-from featherweight.methods.bottleneck import Bottleneck, Inserted, Shared, check, linears, resembling
+from featherweight.methods.bottleneck import Bottleneck, Inserted, Inserting, Shared, check, linears, resembling
 
 
 @dataclass(frozen=True, repr=False)
-class Parallel(Method):
+class Parallel(Inserting, Method):
     """`scale` is a number or "learned"; `bottleneck` wins over `reduction`; `skip` and `drop` are AdapterDrop's."""
 
     reduction: float = 2
-    bottleneck: int | None = None
-    activation: str = "relu"
     scale: float | str = 4.0
     reads: str = "input"
-    dropout: float = 0.0
-    skip: int = 0
-    drop: int = 0
 
     paper: ClassVar[str] = "He et al. 2021, arXiv:2110.04366"
     place: ClassVar[str] = "beside the feed-forward"
-    mergeable: ClassVar[bool] = False
     lr: ClassVar[float] = 1e-4
     lr_source: ClassVar[str] = "He et al. 2021: 1e-4 on MNLI and SST-2 with AdamW (unverified)"
 
@@ -52,10 +46,6 @@ class Parallel(Method):
         if self.reads not in ("input", "residual"):
             raise InputError(Problem("unknown input", "method.reads", '"input" or "residual"', repr(self.reads)))
         return list(Plan(model, self.skip).besides(self.reads == "residual"))
-
-    def shared(self, model: nn.Module) -> Shared:
-        check(self, len(Plan(model).blocks))
-        return Shared(self.drop)
 
     def build(self, site: Place, shared: Shared) -> Adapter:  # type: ignore[override]
         if site.role == "tap":

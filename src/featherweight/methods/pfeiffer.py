@@ -18,23 +18,15 @@ from torch import nn
 from featherweight.core.adapter import Adapter
 from featherweight.core.method import Method
 from featherweight.core.places import Place, Plan
-from featherweight.methods.bottleneck import Bottleneck, Shared, check, gaussian, linears
+from featherweight.methods.bottleneck import Bottleneck, Inserting, Shared, check, gaussian, linears
 
 
 @dataclass(frozen=True, repr=False)
-class Pfeiffer(Method):
+class Pfeiffer(Inserting, Method):
     """`bottleneck` wins over `reduction`; `skip` and `drop` are AdapterDrop's (blocks without, at rest in training)."""
-
-    reduction: float = 16
-    bottleneck: int | None = None
-    activation: str = "relu"
-    dropout: float = 0.0
-    skip: int = 0
-    drop: int = 0
 
     paper: ClassVar[str] = "Pfeiffer et al. 2020, arXiv:2005.00247"
     place: ClassVar[str] = "behind the feed-forward's residual sum"
-    mergeable: ClassVar[bool] = False
     near: ClassVar[float] = 0.1
     lr: ClassVar[float] = 3e-4
     lr_source: ClassVar[str] = "Hu et al. 2021, table 9: Adapter-P on RoBERTa-large"
@@ -42,10 +34,6 @@ class Pfeiffer(Method):
     def hosts(self, model: nn.Module) -> Sequence[Place]:
         check(self)
         return list(Plan(model, self.skip).sums())
-
-    def shared(self, model: nn.Module) -> Shared:
-        check(self, len(Plan(model).blocks))
-        return Shared(self.drop)
 
     def build(self, site: Place, shared: Shared) -> Adapter:  # type: ignore[override]
         down, up = linears(site, self)
