@@ -6,7 +6,7 @@ from pathlib import Path
 SRC = Path(__file__).parent.parent / "src" / "featherweight"
 LAYERS = (
     ("core",),
-    ("methods",),
+    ("methods", "quant"),
     ("kernels", "checkpoint", "interop", "combine"),
     ("data", "tasks"),
     ("evaluate",),

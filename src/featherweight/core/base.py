@@ -1,6 +1,6 @@
 """What an adapter sees of its host: callable as the host with the adapters below, and a mapping of its tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial, singledispatch
 from typing import Any
 
@@ -80,7 +80,8 @@ def view(host: Any, weights: dict[str, Tensor]) -> nn.Module:
     """
     copy: nn.Module = object.__new__(host.frozen_class)
     copy.__dict__.update(host.__dict__)
-    copy.__dict__["_parameters"] = host._parameters | weights
+    copy.__dict__["_parameters"] = dict(host._parameters)
+    lend(copy, weights)
     return copy
 
 
@@ -88,6 +89,16 @@ def view(host: Any, weights: dict[str, Tensor]) -> nn.Module:
 def read(host: Any, name: str) -> Tensor:
     """A host's own tensor; number formats and foreign hosts register how theirs are decoded."""
     return getattr(host, name)
+
+
+@singledispatch
+def lend(host: Any, weights: Mapping[str, Tensor]) -> Callable[[], None]:
+    """Put tensors in place of a module's own until the function returned is called; number formats and foreign hosts,
+    which keep codes there, register how they run over plain tensors.
+    """
+    before = {name: host._parameters[name] for name in weights}
+    host._parameters.update(weights)
+    return lambda: host._parameters.update(before)
 
 
 @singledispatch

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.core.attach import detach
-from featherweight.core.base import Base, write
+from featherweight.core.base import Base, lend, write
 from featherweight.core.errors import FeatherweightError, NotMergeable
 from featherweight.core.host import base_modules, hosts, refuse_sharded, stack_of
 from featherweight.core.switch import switch, switch_of
@@ -67,16 +67,14 @@ def merge(model: nn.Module) -> nn.Module:
 def merged(model: nn.Module) -> Iterator[nn.Module]:
     """The model with its active adapters folded into its weights for the length of a `with`; then all is as before."""
     found = rewritten(model)
-    kept = [(host, name, host._parameters[name]) for host, name, _ in found]
     with torch.no_grad():
-        for host, name, W in found:
-            host._parameters[name] = nn.Parameter(W.clone(), requires_grad=False)
+        back = [lend(host, {name: nn.Parameter(W.clone(), requires_grad=False)}) for host, name, W in found]
     before = switch(model, None)
     try:
         yield model
     finally:
-        for host, name, tensor in kept:
-            host._parameters[name] = tensor
+        for put_back in reversed(back):
+            put_back()
         before.__exit__()
 
 

@@ -1,0 +1,59 @@
+"""A linear layer over packed weights as one autograd function that keeps codes, never a dense weight.
+
+    forward    y = x Ŵᵀ + b          backward    dx = g Ŵ, db = Σ g          Ŵ = decode(packed), made again in each
+
+The function is given tensors and a stateless scheme, not the module, so that a compiled graph has constants only.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from featherweight.quant.scheme import Scheme
+
+
+def decoded_linear(
+    x: Tensor, packed: Mapping[str, Tensor], scheme: "Scheme", shape: tuple[int, int], bias: Tensor | None
+) -> Tensor:
+    """x (..., in) through Ŵ (out, in), in x's dtype, or autocast's."""
+    dtype = compute_dtype(x)
+    if not torch.is_grad_enabled():
+        return F.linear(x.to(dtype), scheme.decode(packed, shape, dtype), None if bias is None else bias.to(dtype))
+    return DecodedLinear.apply(x, bias, scheme, shape, dtype, tuple(packed), *packed.values())
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype a matrix product of x runs in: x's own, or autocast's."""
+    kind = x.device.type
+    if x.dtype is not torch.float64 and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
+class DecodedLinear(torch.autograd.Function):
+    """The module's equations; arguments (x, bias, scheme, shape, compute dtype, names of the packed tensors, those)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, bias: Tensor | None, scheme: "Scheme", shape: tuple[int, int], dtype: torch.dtype,
+        names: tuple[str, ...], *packed: Tensor,
+    ) -> Tensor:  # fmt: skip
+        W = scheme.decode(dict(zip(names, packed, strict=True)), shape, dtype)
+        ctx.save_for_backward(*packed)
+        ctx.scheme, ctx.shape, ctx.dtype, ctx.names, ctx.x_dtype = scheme, shape, dtype, names, x.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return F.linear(x.to(dtype), W, None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        dx = db = None
+        if ctx.needs_input_grad[0]:
+            W = ctx.scheme.decode(dict(zip(ctx.names, ctx.saved_tensors, strict=True)), ctx.shape, ctx.dtype)
+            dx = g.to(ctx.dtype).matmul(W).to(ctx.x_dtype)
+        if ctx.needs_input_grad[1]:
+            db = g.flatten(0, -2).sum(0, dtype=torch.promote_types(g.dtype, torch.float32)).to(ctx.bias_dtype)
+        return dx, db, None, None, None, None, *(None for _ in ctx.names)

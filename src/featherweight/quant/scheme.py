@@ -1,0 +1,58 @@
+"""The scheme contract: a frozen dataclass that is a stateless codec. One number format, one file.
+
+    W  --encode-->  {"codes": ..., "absmax": ..., ...}  --decode-->  Ŵ
+
+A scheme holds no tensor of a model and keeps no state, so it is passed where autograd and the compiler want constants.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from featherweight.core.noun import Noun
+
+Packed = dict[str, Tensor]  # name of a packed tensor -> the tensor; what a quantized module keeps as buffers
+Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # the same names -> dtype and shape, known without data
+
+
+@dataclass(frozen=True, repr=False)
+class Scheme(Noun):
+    """A number format for frozen weights. Every scheme takes every shape, or says in one error which it does not."""
+
+    paper: ClassVar[str] = ""  # authors, year and where
+    calibrated: ClassVar[bool] = False  # encoding needs inputs seen on data
+
+    def encode(self, W: Tensor, seen: Any = None) -> Packed:
+        """A float tensor of any shape -> its packed tensors. `seen` is what calibration recorded of a module's inputs.
+
+        Raises InputError for an empty tensor; NaN poisons its own block and nothing else.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must encode")
+
+    def decode(self, packed: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """The packed tensors -> Ŵ of this shape and dtype; products are taken in fp32, then cast."""
+        raise NotImplementedError(f"{type(self).__name__} must decode")
+
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        """Names, dtypes and shapes of what `encode` gives for a tensor of this shape: what the planner counts and a
+        checkpoint is held against.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must say what it stores")
+
+    def bound(self, W: Tensor) -> Tensor:
+        """The guaranteed |W - Ŵ|, broadcastable to W: a law of every scheme on every shape."""
+        raise NotImplementedError(f"{type(self).__name__} must bound its error")
+
+    def linear(self, x: Tensor, packed: Mapping[str, Tensor], shape: tuple[int, int], bias: Tensor | None) -> Tensor:
+        """x (..., in) through Ŵ (out, in): decode and multiply, unless a scheme computes on its codes."""
+        from featherweight.quant.decoded import decoded_linear
+
+        return decoded_linear(x, packed, self, shape, bias)
+
+    def size(self, shape: tuple[int, ...]) -> int:
+        """Bytes stored for a tensor of this shape."""
+        return sum(dtype.itemsize * prod(dims) for dtype, dims in self.layout(shape).values())
