@@ -59,3 +59,33 @@ def plain_decode4(
     nibbles = torch.stack((codes >> 4, codes & 15), 1).view(-1)[:n]
     scales = absmax.repeat_interleave(block)[:n]
     return (table.to(codes.device)[nibbles.int()] * scales).to(dtype).view(shape)
+
+
+def quantize_rows(x: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x (n, k) -> codes int8 (n, k) in ±127 and scales float32 (n,), x ≈ codes · scale: symmetric, half to even.
+
+    `skip` (k,) bool leaves columns out: their codes are 0 and they do not count for the scale. NaN and inf make their
+    row's scale NaN or inf; a row below 1e-36 has codes 0.
+    """
+    return call("quantize_rows", plain_quantize_rows, x, skip)
+
+
+def rescale(acc: Tensor, row: Tensor, col: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """acc int32 (n, m), row float32 (n,), col float32 (m,) -> (acc · row) · col + bias in float32, then cast."""
+    return call("rescale", plain_rescale, acc, row, col, bias, dtype)
+
+
+def plain_quantize_rows(x: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    wide = x.detach().float()
+    if skip is not None:
+        wide = wide.masked_fill(skip, 0.0)
+    absmax = wide.abs().amax(1) if wide.shape[1] else wide.new_zeros(len(wide))
+    inverse = 127 / absmax
+    inverse = torch.where(inverse.isfinite(), inverse, 0.0)  # a row of zeros, or one too small for a float32 inverse
+    codes = (wide * inverse[:, None]).round().nan_to_num(0.0).to(torch.int8)
+    return codes, absmax / 127
+
+
+def plain_rescale(acc: Tensor, row: Tensor, col: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    y = acc.float().mul_(row[:, None]).mul_(col)
+    return (y if bias is None else y.add_(bias.float())).to(dtype)
