@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from featherweight.core.noun import Noun
 
@@ -24,7 +25,15 @@ class Scheme(Noun):
     """A number format for frozen weights. Every scheme takes every shape, or says in one error which it does not."""
 
     paper: ClassVar[str] = ""  # authors, year and where
-    calibrated: ClassVar[bool] = False  # encoding needs inputs seen on data
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether `encode` needs inputs seen on data."""
+        return False
+
+    def watch(self, features: int) -> Any:
+        """What gathers the inputs of one module, x (tokens, in) at a time by `.add(x)`; then it is `seen`."""
+        raise NotImplementedError(f"{type(self).__name__} needs no data")
 
     def encode(self, W: Tensor, seen: Any = None) -> Packed:
         """A float tensor of any shape -> its packed tensors. `seen` is what calibration recorded of a module's inputs.
@@ -52,6 +61,14 @@ class Scheme(Noun):
         from featherweight.quant.decoded import decoded_linear
 
         return decoded_linear(x, packed, self, shape, bias)
+
+    def product(self, x: Tensor, packed: Mapping[str, Tensor], shape: tuple[int, int], bias: Tensor | None) -> Tensor:
+        """x (..., in) -> x Ŵᵀ + b (..., out), in x's dtype and without gradients: what `linear` runs forward."""
+        return F.linear(x, self.decode(packed, shape, x.dtype), bias)
+
+    def input_gradient(self, g: Tensor, packed: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
+        """g (..., out) -> g Ŵ (..., in), in g's dtype: what `linear` runs backward."""
+        return g.matmul(self.decode(packed, shape, g.dtype))
 
     def size(self, shape: tuple[int, ...]) -> int:
         """Bytes stored for a tensor of this shape."""
