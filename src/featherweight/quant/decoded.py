@@ -2,6 +2,7 @@
 
     forward    y = x Ŵᵀ + b          backward    dx = g Ŵ, db = Σ g          Ŵ = decode(packed), made again in each
 
+A scheme that computes on its codes has its own `product` and `input_gradient`; these are the decoding ones.
 The function is given tensors and a stateless scheme, not the module, so that a compiled graph has constants only.
 """
 
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from featherweight.quant.scheme import Scheme
@@ -22,7 +22,7 @@ def decoded_linear(
     """x (..., in) through Ŵ (out, in), in x's dtype, or autocast's."""
     dtype = compute_dtype(x)
     if not torch.is_grad_enabled():
-        return F.linear(x.to(dtype), scheme.decode(packed, shape, dtype), None if bias is None else bias.to(dtype))
+        return scheme.product(x.to(dtype), packed, shape, None if bias is None else bias.to(dtype))
     return DecodedLinear.apply(x, bias, scheme, shape, dtype, tuple(packed), *packed.values())
 
 
@@ -42,18 +42,18 @@ class DecodedLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, bias: Tensor | None, scheme: "Scheme", shape: tuple[int, int], dtype: torch.dtype,
         names: tuple[str, ...], *packed: Tensor,
     ) -> Tensor:  # fmt: skip
-        W = scheme.decode(dict(zip(names, packed, strict=True)), shape, dtype)
+        held = dict(zip(names, packed, strict=True))
         ctx.save_for_backward(*packed)
         ctx.scheme, ctx.shape, ctx.dtype, ctx.names, ctx.x_dtype = scheme, shape, dtype, names, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return F.linear(x.to(dtype), W, None if bias is None else bias.to(dtype))
+        return scheme.product(x.to(dtype), held, shape, None if bias is None else bias.to(dtype))
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         dx = db = None
         if ctx.needs_input_grad[0]:
-            W = ctx.scheme.decode(dict(zip(ctx.names, ctx.saved_tensors, strict=True)), ctx.shape, ctx.dtype)
-            dx = g.to(ctx.dtype).matmul(W).to(ctx.x_dtype)
+            held = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+            dx = ctx.scheme.input_gradient(g.to(ctx.dtype), held, ctx.shape).to(ctx.x_dtype)
         if ctx.needs_input_grad[1]:
             db = g.flatten(0, -2).sum(0, dtype=torch.promote_types(g.dtype, torch.float32)).to(ctx.bias_dtype)
         return dx, db, None, None, None, None, *(None for _ in ctx.names)
