@@ -21,7 +21,7 @@ def decoded_linear(
 ) -> Tensor:
     """x (..., in) through Ŵ (out, in), in x's dtype, or autocast's."""
     dtype = compute_dtype(x)
-    if not torch.is_grad_enabled():
+    if not (torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))):
         return scheme.product(x.to(dtype), packed, shape, None if bias is None else bias.to(dtype))
     return DecodedLinear.apply(x, bias, scheme, shape, dtype, tuple(packed), *packed.values())
 
