@@ -46,6 +46,12 @@ class Scheme(Noun):
         """The packed tensors -> Ŵ of this shape and dtype; products are taken in fp32, then cast."""
         raise NotImplementedError(f"{type(self).__name__} must decode")
 
+    def rows(
+        self, packed: Mapping[str, Tensor], shape: tuple[int, int], index: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """Rows of Ŵ (out, in) by number, (n, in): what an embedding looks up. Schemes that can decode these alone do."""
+        return self.decode(packed, shape, dtype)[index]
+
     def layout(self, shape: tuple[int, ...]) -> Layout:
         """Names, dtypes and shapes of what `encode` gives for a tensor of this shape: what the planner counts and a
         checkpoint is held against.
