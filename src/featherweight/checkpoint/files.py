@@ -28,7 +28,8 @@ Writes = dict[Path, Callable[[str], None]]  # place -> what fills a file there
 FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 INTEGERS = {torch.int64: "I64", torch.int32: "I32"}  # of places in a tensor, under names that end in `indices`
 ORDER = (torch.int64, torch.float64, torch.float32, torch.int32, torch.bfloat16, torch.float16)
-DTYPES = {dtype: (FLOATS | INTEGERS)[dtype] for dtype in ORDER}
+SMALL = {torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
+DTYPES = {dtype: (FLOATS | INTEGERS)[dtype] for dtype in ORDER} | SMALL
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -115,20 +116,31 @@ def tensor_file(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mappi
     """
     path = Path(path)
     raise_all(unsound(tensors, path.name))
+    parts = serialized(tensors, metadata)
+    return {path: lambda temporary: put(temporary, parts)}
+
+
+def serialized(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
+    """The bytes of a safetensors file, in parts; those of a tensor that is whole and on the CPU are no copy."""
+    order, text = header(tensors, metadata)
+    whole = [tensors[key].detach().to("cpu").contiguous() for key in order]
+    return [text, *(t.view(-1).view(torch.uint8).numpy().data for t in whole)]
+
+
+def header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[list[str], bytes]:
+    """The order of tensors in a file, and all that stands before their values; shapes and dtypes are enough."""
     sizes = list(DTYPES)
     order = sorted(tensors, key=lambda key: (sizes.index(tensors[key].dtype), key))
-    whole = [tensors[key].detach().to("cpu").contiguous() for key in order]
     info = {"format": "pt"} | dict(metadata)
-    header: dict[str, Any] = {"__metadata__": dict(sorted(info.items()))}
+    form: dict[str, Any] = {"__metadata__": dict(sorted(info.items()))}
     end = 0
-    for key, t in zip(order, whole, strict=True):
+    for key in order:
+        t = tensors[key]
         start, end = end, end + t.numel() * t.element_size()
-        header[key] = {"dtype": DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        form[key] = {"dtype": DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [start, end]}
+    text = json.dumps(form, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    values: list[Any] = [t.view(-1).view(torch.uint8).numpy() for t in whole]
-    parts: list[Any] = [len(text).to_bytes(8, "little"), text, *(memoryview(v) for v in values)]
-    return {path: lambda temporary: put(temporary, parts)}
+    return order, len(text).to_bytes(8, "little") + text
 
 
 def json_file(path: str | Path, form: Mapping[str, Any]) -> Writes:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.core.errors import InputError, Problem
+from featherweight.train.paged import Home, Paged, page
 
 if TYPE_CHECKING:
     from featherweight.core.adapter import Adapter
@@ -21,11 +22,12 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def optimizer(name: str, trained: Sequence[tuple["Method", Mapping[str, "Adapter"]]], lr: float | None,
-              decay: float) -> torch.optim.Optimizer:  # fmt: skip
+              decay: float, home: Home | None = None) -> torch.optim.Optimizer:  # fmt: skip
     """The optimizer over the groups of every trained method; `lr=None` is each method's own rate.
 
     Each group keeps its peak rate as `peak`. A tensor that two methods share is trained once; `decay` holds for groups
-    that do not set `weight_decay` themselves (vectors, biases and norms do, to 0).
+    that do not set `weight_decay` themselves (vectors, biases and norms do, to 0). `home` is where its states are
+    paged.
     """
     groups: list[dict[str, Any]] = []
     seen: set[int] = set()
@@ -37,7 +39,8 @@ def optimizer(name: str, trained: Sequence[tuple["Method", Mapping[str, "Adapter
     if not groups:
         raise InputError(Problem("nothing to train: no active adapter has trainable parameters",
                                  fix="attach a method, or switch one on with train=True"))  # fmt: skip
-    return OPTIMIZERS[name](groups, lr=groups[0]["lr"], weight_decay=decay)
+    made = OPTIMIZERS[name](groups, lr=groups[0]["lr"], weight_decay=decay)
+    return made if home is None else page(made, home)
 
 
 def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -74,4 +77,5 @@ def load_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str], tenso
             raise InputError(Problem("optimizer state of a parameter that is not trained now", name))
         p = named[name]
         at = tensor if what == "step" else tensor.to(p.device)  # torch keeps step counters on the CPU
-        optimizer.state[p][what] = at.clone()
+        own = at.clone()
+        optimizer.state[p][what] = optimizer.hold(own) if isinstance(optimizer, Paged) else own

@@ -101,7 +101,7 @@ def go(model: Any, data: Any, task: Task | None, folder: Path | None, method: Me
     setup.same_start(live, trained, place)
     total = chosen.steps or feed.steps(chosen.epochs or 3)
     with setup.conditions(live, chosen):
-        stepper = Stepper(live, stuff.task, feed, trained, chosen, place, total)
+        stepper = Stepper(live, stuff.task, feed, trained, chosen, place, total, folder)
         filled = resolved(chosen, trained, length)
         identity = identify(live, stuff, feed, dev, trained, filled, total)
         loop = open_loop(live, stepper, dev, chosen, total, folder, identity, say, stop)

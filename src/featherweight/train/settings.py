@@ -22,6 +22,7 @@ class Settings(BaseModel):
     accumulate: int = Field(1, ge=1, description="Micro-batches that each rank splits its share of a batch into.")
     clip: float | None = Field(1.0, gt=0, description="Largest norm of the whole gradient; none turns clipping off.")
     optimizer: Literal["adamw", "adafactor", "sgd"] = Field("adamw", description="The update rule.")
+    paged: bool = Field(False, description="Optimizer states on disk (on a GPU: in the CPU's memory), equal updates.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="How the rate falls after warm-up.")
     warmup: float = Field(0.06, ge=0, description="Warm-up: below 1 a share of the run, from 1 on a number of steps.")
     decay: float = Field(0.0, ge=0, description="Weight decay of matrices (vectors, biases and norms have none).")
@@ -50,7 +51,7 @@ class Settings(BaseModel):
 
 
 # What may differ between a run and its resumption: where it is computed and how often it is saved, not what.
-FREE = frozenset({"resume", "keep", "checkpoint_every", "device", "threads", "tensorboard", "accumulate"})
+FREE = frozenset({"resume", "keep", "checkpoint_every", "device", "threads", "tensorboard", "accumulate", "paged"})
 
 
 def settings(values: Mapping[str, Any], where: str = "") -> Settings:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from featherweight.train import finite
 from featherweight.train.audit import audit, watching
 from featherweight.train.feed import Feed, moved
 from featherweight.train.optimizers import optimizer, parameters, scale_rates
+from featherweight.train.paged import home, room
 from featherweight.train.ranks import Ranks
 from featherweight.train.schedule import factor, warmup_steps
 from featherweight.train.seeds import reseed
@@ -47,16 +49,19 @@ class Done:
 
 
 class Stepper:
-    """Makes the steps of one run. `total` is the number of steps the schedule is laid out for."""
+    """Makes the steps of one run. `total` is the number of steps the schedule is laid out for; `folder` where states
+    are paged to."""
 
     def __init__(
-        self, model: nn.Module, task: Task, feed: Feed, trained: Trained, settings: Settings, ranks: Ranks, total: int
-    ):
+        self, model: nn.Module, task: Task, feed: Feed, trained: Trained, settings: Settings, ranks: Ranks, total: int,
+        folder: Path | None = None,
+    ):  # fmt: skip
         self.model, self.task, self.feed, self.trained = model, task, feed, trained
         self.settings, self.ranks, self.total = settings, ranks, total
         self.warmup = warmup_steps(settings.warmup, total)
         self.prepare()
-        self.optimizer = optimizer(settings.optimizer, list(trained.values()), settings.lr, settings.decay)
+        pages = home(ranks.device, folder) if settings.paged else None
+        self.optimizer = optimizer(settings.optimizer, list(trained.values()), settings.lr, settings.decay, pages)
         self.parameters = parameters(self.optimizer)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=settings.precision == "fp16")
         self.audited = False
@@ -90,7 +95,8 @@ class Stepper:
         scale_rates(self.optimizer, factor(self.settings.schedule, step, self.total, self.warmup))
         loss, units = self.gradients(step)
         norm = self.guard(step, loss, units)
-        self.scaler.step(self.optimizer)
+        with room(self.optimizer):
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         for method, adapters in self.trained.values():
             method.after_step(adapters, step, self.total)

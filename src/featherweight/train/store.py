@@ -8,9 +8,10 @@
 
 import errno
 import json
+import mmap
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -68,15 +69,15 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, "Tensor"]],
 
 def write(partial: Path, step: int, tensors: Mapping[str, Mapping[str, "Tensor"]], objects: Mapping[str, Any]) -> None:
     """All files, durable, the manifest last: without it the directory is no checkpoint."""
-    from safetensors.torch import save as serialize
+    from featherweight.checkpoint.files import serialized
 
     partial.mkdir()
     entries = {}
-    for name, group in tensors.items():  # one at a time: the copy in memory is that of one file
-        entries[f"{name}.safetensors"] = put(partial / f"{name}.safetensors", serialize(dict(group)))
+    for name, group in tensors.items():
+        entries[f"{name}.safetensors"] = put(partial / f"{name}.safetensors", serialized(group, {}))
     for name, value in objects.items():
-        entries[f"{name}.json"] = put(partial / f"{name}.json", encode(value))
-    put(partial / MANIFEST, encode({"schema": SCHEMA, "step": step, "files": entries}))
+        entries[f"{name}.json"] = put(partial / f"{name}.json", [encode(value)])
+    put(partial / MANIFEST, [encode({"schema": SCHEMA, "step": step, "files": entries})])
     sync(partial)
 
 
@@ -84,17 +85,21 @@ def encode(value: Any) -> bytes:
     return json.dumps(value, indent=1, allow_nan=False).encode()
 
 
-def put(path: Path, data: bytes) -> dict[str, int | str]:
+def put(path: Path, parts: Iterable[bytes | memoryview]) -> dict[str, int | str]:
     """Write and fsync one file; its size and hash for the manifest (of what was meant, not of what arrived)."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    size, digest = 0, sha256()
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(handle, view) :]
+        for part in parts:
+            view = memoryview(part)
+            size += len(view)
+            digest.update(view)
+            while view:
+                view = view[os.write(handle, view) :]
         os.fsync(handle)
     finally:
         os.close(handle)
-    return {"size": len(data), "sha256": sha256(data).hexdigest()}
+    return {"size": size, "sha256": digest.hexdigest()}
 
 
 def sync(directory: Path) -> None:
@@ -124,10 +129,15 @@ def room(folder: Path, need: int) -> None:
 
 
 def failed(final: Path, error: OSError) -> CheckpointError:
+    why = f"{reason(error)} ({error.strerror})"
+    return CheckpointError(f"{final}: not written, {why}; earlier checkpoints are as they were")
+
+
+def reason(error: OSError) -> str:
+    """Why a disk does not take something, in words."""
     reasons = {errno.ENOSPC: "the disk is full", errno.EROFS: "the file system is read-only",
                errno.EACCES: "no permission to write", errno.EDQUOT: "the disk quota is used up"}  # fmt: skip
-    reason = reasons.get(error.errno or 0, "the disk failed")
-    return CheckpointError(f"{final}: not written, {reason} ({error.strerror}); earlier checkpoints are as they were")
+    return reasons.get(error.errno or 0, "the disk failed")
 
 
 def clean(folder: Path) -> None:
@@ -172,15 +182,13 @@ def latest(folder: Path) -> Checkpoint | None:
 
 
 def read(path: Path) -> Checkpoint | Problem:
-    """A checkpoint's content, or what is wrong with it. The bytes that are hashed are the bytes that are used."""
-    from safetensors.torch import load
-
+    """A checkpoint's content, or what is wrong with it. The pages that are hashed are those that are used."""
     files: dict[str, Any] = {}
     try:
         manifest = listing(path)
         for name, entry in manifest["files"].items():
-            data = content(path, name, entry)
-            files[Path(name).stem] = load(data) if name.endswith(".safetensors") else json.loads(data)
+            data = content(path, name, entry, mmap.ACCESS_COPY)
+            files[Path(name).stem] = tensors_of(data) if name.endswith(".safetensors") else json.loads(bytes(data))
     except Damage as damage:
         return Problem(str(damage), str(path))
     return Checkpoint(path, manifest["step"], files)
@@ -221,14 +229,33 @@ def listing(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def content(path: Path, name: str, entry: Mapping[str, Any]) -> bytes:
-    """A file's bytes, after size and hash were compared."""
+def content(path: Path, name: str, entry: Mapping[str, Any], access: int = mmap.ACCESS_READ) -> memoryview:
+    """A file's bytes, mapped, after size and hash were compared."""
     try:
-        if (size := (path / name).stat().st_size) != entry.get("size"):
-            raise Damage(f"{name} has {size} bytes, the manifest says {entry.get('size')}")
-        data = (path / name).read_bytes()
+        with (path / name).open("rb") as file:
+            if (size := os.fstat(file.fileno()).st_size) != entry.get("size"):
+                raise Damage(f"{name} has {size} bytes, the manifest says {entry.get('size')}")
+            data = memoryview(mmap.mmap(file.fileno(), size, access=access) if size else b"")
     except OSError as error:
         raise Damage(f"{name} cannot be read ({error.strerror})") from error
     if sha256(data).hexdigest() != entry.get("sha256"):
         raise Damage(f"{name} does not have the hash that the manifest gives")
     return data
+
+
+def tensors_of(data: memoryview) -> dict[str, "Tensor"]:
+    """The tensors of a safetensors file that is known to be whole, over its bytes."""
+    import torch
+
+    from featherweight.checkpoint.files import DTYPES
+
+    dtypes = {name: dtype for dtype, name in DTYPES.items()}
+    start = 8 + int.from_bytes(data[:8], "little")
+    found = {}
+    for key, entry in json.loads(bytes(data[8:start])).items():
+        if key == "__metadata__":
+            continue
+        piece, dtype = data[start:][slice(*entry["data_offsets"])], dtypes[entry["dtype"]]
+        flat = torch.frombuffer(piece, dtype=dtype) if piece else torch.empty(0, dtype=dtype)
+        found[key] = flat.view(entry["shape"])
+    return found
