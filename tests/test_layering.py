@@ -11,6 +11,7 @@ LAYERS = (
     ("data", "tasks"),
     ("evaluate",),
     ("train",),
+    ("plan",),
     ("cli",),
 )
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}

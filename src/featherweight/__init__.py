@@ -47,6 +47,7 @@ _HOME = {
     "featherweight.methods.shira": ("SHiRA",),
     "featherweight.methods.tokens": ("Tokens",),
     "featherweight.methods.vera": ("VeRA",),
+    "featherweight.quant.quantize": ("quantize",),
     "featherweight.checkpoint": ("save", "load"),
     "featherweight.combine": (
         "combine",
@@ -63,11 +64,12 @@ _HOME = {
     "featherweight.tasks": ("Classification", "MultiLabel", "Regression", "CausalLM", "Seq2Seq"),
     "featherweight.evaluate": ("evaluate", "predict", "generate"),
     "featherweight.train": ("train",),
+    "featherweight.plan": ("plan",),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 # These register themselves with core, so they must be there before anything is attached, loaded or trained.
 _PLUGINS = ("featherweight.kernels", "featherweight.interop")
-_PLUGGED = ("core.attach", "checkpoint", "interop", "evaluate", "train")
+_PLUGGED = ("core.attach", "quant.quantize", "checkpoint", "interop", "evaluate", "train", "plan")
 
 __all__ = [*_WHERE, "__version__"]
 

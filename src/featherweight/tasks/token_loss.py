@@ -110,7 +110,12 @@ def fusable(head: nn.Module) -> bool:
     """Whether calling the head is exactly a matrix product with its weight: an nn.Linear with nothing on it."""
     adapted = isinstance(head, Host) and any(name in head.adapters for name in head.switch.on)
     followed = "_hf_hook" in vars(head) or head._forward_hooks
-    return frozen_class(head) is nn.Linear and not adapted and not followed and type(head.weight) is nn.Parameter
+    return frozen_class(head) is nn.Linear and not adapted and not followed and whole_here(head.weight)
+
+
+def whole_here(weight: object) -> bool:
+    """A parameter that no other process holds a part of (a DTensor's has placements)."""
+    return isinstance(weight, nn.Parameter) and not hasattr(weight, "placements")
 
 
 def rows_of(head: nn.Module) -> int:

@@ -1,0 +1,48 @@
+"""The bytes of an adapter's file, exactly, from a model without storage: its tensors by the table that saving uses, and
+the header with metadata of the very length.
+"""
+
+from collections.abc import Collection
+
+from torch import nn
+
+from featherweight.checkpoint.entry import packed
+from featherweight.checkpoint.files import header
+from featherweight.checkpoint.fingerprint import FEW, Fingerprint, frozen
+from featherweight.checkpoint.peft.common import base_name, brought
+from featherweight.checkpoint.record import Record, digest
+from featherweight.checkpoint.save import config_of, entries_of, in_use, release
+from featherweight.core.host import frozen_class
+from featherweight.core.state import adapters, state
+from featherweight.core.switch import switch_of
+
+
+def adapter_bytes(model: nn.Module, name: str = "default") -> int:
+    """The size of adapter_model.safetensors that saving this adapter writes, where the base has no path on record."""
+    made = adapters(model, name)
+    kept = in_use(model, name, made, state(model, name))
+    config, method = config_of(model, name, made)
+    tensors = packed(entries_of(model, name, made, kept), kept)
+    attached, task = switch_of(model).attached[name], getattr(model, "task", None)
+    record = Record(
+        version=release(), method=method.to_dict(), head=attached.head,
+        task=task.to_dict() if task is not None else None, base=blank(model, brought(model, tensors)), base_path=None,
+        seed=int(getattr(model, "new_seed", 0)), config=digest(config),
+    )  # fmt: skip
+    text = header(tensors, record.to_metadata())[1]
+    return len(text) + sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def blank(model: nn.Module, without: Collection[str]) -> Fingerprint:
+    """A fingerprint of the length that the model's own will have."""
+    tensors = frozen(model, without)
+    name, cls = base_name(model) or "", frozen_class(model).__name__
+    sample = 4 * FEW * len(tensors)
+    return Fingerprint(
+        base=f"{cls} ({name})" if name else cls,
+        parameters=sum(t.numel() for t in tensors.values()),
+        dtype="+".join(sorted(str(d).removeprefix("torch.") for d in {t.dtype for t in tensors.values()})),
+        names="0" * 8 * len(tensors),
+        exact="0" * 8 * len(tensors),
+        sample="0" * (4 * -(-sample // 3)),
+    )

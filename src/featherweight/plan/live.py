@@ -1,0 +1,132 @@
+"""What is in memory at every moment of a computation that is run on tensors without storage.
+
+A dispatch mode sees each operation below autograd. The storages of its results count from there on until the last
+tensor on them is gone, which is just when the real ones would be freed: what autograd saves, what checkpointing
+drops and what a kernel frees early need no rules. Each storage carries the tag of the place it was made in.
+
+Operations whose result depends on values (which positions carry loss) are answered as if all of them did.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import finalize
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+aten = torch.ops.aten
+
+
+class Live(TorchDispatchMode):
+    """Bytes alive by tag, their peak with its tags, and floating-point operations; to be entered inside a
+    FakeTensorMode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[int, tuple[int, str]] = {}  # storage -> bytes, tag
+        self.now: Counter[str] = Counter()
+        self.total = self.peak = self.flops = 0
+        self.at_peak: Counter[str] = Counter()
+        self.tag = "other"
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        answer = ASSUMED.get(func)
+        out = func(*args, **kwargs) if answer is None else answer(*args, **kwargs)
+        packet = func._overloadpacket
+        if packet in flop_registry:
+            self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
+        for leaf in tree_iter(out):
+            if isinstance(leaf, Tensor):
+                self.take(leaf)
+        return out
+
+    def take(self, tensor: Tensor, tag: str = "") -> None:
+        """Count a tensor's storage, if it is not counted yet."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.held:
+            return
+        size, tag = storage.nbytes(), tag or self.tag
+        self.held[key] = size, tag
+        self.now[tag] += size
+        self.total += size
+        if self.total > self.peak:
+            self.peak, self.at_peak = self.total, self.now.copy()
+        finalize(storage, self.drop, key)
+
+    def drop(self, key: int) -> None:
+        size, tag = self.held.pop(key)
+        self.now[tag] -= size
+        self.total -= size
+
+    def retag(self, tensor: Tensor, tag: str) -> None:
+        """Call a counted storage something else from now on."""
+        key = tensor.untyped_storage()._cdata
+        size, old = self.held[key]
+        self.held[key] = size, tag
+        self.now[old] -= size
+        self.now[tag] += size
+
+    @contextmanager
+    def tagged(self, tag: str) -> Iterator[None]:
+        before, self.tag = self.tag, tag
+        try:
+            yield
+        finally:
+            self.tag = before
+
+    def restart(self) -> None:
+        """Forget the peak so far."""
+        self.peak, self.at_peak = self.total, self.now.copy()
+
+
+def every(mask: Tensor) -> Tensor:
+    """Row numbers as if all of a mask were true."""
+    return torch.arange(mask.numel(), device=mask.device)
+
+
+def all_rows(x: Tensor, indices: list[Tensor | None]) -> Tensor:
+    """x[mask] as if all of the mask were true; other indexing as it is."""
+    first = indices[0] if indices else None
+    if first is None or first.dtype is not torch.bool or len(indices) > 1:
+        return aten.index.Tensor(x, indices)
+    return x.reshape(-1, *x.shape[first.dim() :]).clone()
+
+
+def put_rows(x: Tensor, indices: list[Tensor | None], values: Tensor, *rest: Any, **options: Any) -> Tensor:
+    return x.clone()
+
+
+def put_rows_(x: Tensor, indices: list[Tensor | None], values: Tensor, *rest: Any, **options: Any) -> Tensor:
+    return x
+
+
+def nonzero(x: Tensor) -> Tensor:
+    return torch.empty(x.numel(), x.dim(), dtype=torch.long, device=x.device)
+
+
+def scalar(x: Tensor) -> Any:
+    """A value nobody knows: true, or one."""
+    return (x.dtype.is_floating_point and 1.0) or (True if x.dtype is torch.bool else 1)
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return True
+
+
+ASSUMED: dict[Any, Callable[..., Any]] = {
+    aten.index.Tensor: all_rows,
+    aten.index_put.default: put_rows,
+    aten.index_put_.default: put_rows_,
+    aten._index_put_impl_.default: put_rows_,
+    aten.nonzero.default: nonzero,
+    aten.masked_select.default: lambda x, mask: x.expand(mask.shape).reshape(-1).clone(),
+    aten._local_scalar_dense.default: scalar,
+    aten.equal.default: same,
+}

@@ -1,0 +1,148 @@
+"""`plan`: what a run will need, before it runs, from the config alone.
+
+The nouns are those of attach and quantize, and the step that is looked at is training's own, over tensors without
+storage: nothing here knows a method, a format or an architecture.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+import featherweight.interop
+import featherweight.kernels  # noqa: F401  # registered before anything is attached
+from featherweight.core.attach import attach
+from featherweight.core.count import trainable
+from featherweight.core.method import Method
+from featherweight.interop.transformers import dtype_of
+from featherweight.plan import facts, files, shell, verbs
+from featherweight.plan.traced import Job, Trace, trace
+from featherweight.plan.training import training_step
+from featherweight.quant.scheme import Scheme
+from featherweight.tasks import Task
+from featherweight.train.settings import Settings, settings
+
+Bytes = Mapping[str, int]
+NOTHING = Trace({}, {}, 0, 0)
+DEFAULT_LENGTH = 512  # tokens of a row where neither length nor the architecture says less
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs. Bytes are those of tensors: the interpreter and its libraries come on top (`notes`)."""
+
+    model: str
+    method: Method | None
+    scheme: Scheme | None
+    task: Task
+    batch: int
+    length: int
+    precision: str
+    trainable: int
+    total: int
+    adapter_bytes: int  # of adapter_model.safetensors
+    memory: Bytes  # by component, when a training step is at its peak
+    resting: Bytes  # by component, between steps
+    peaks: Bytes  # of loading, quantizing, generating, merging and saving
+    kv_cache: int  # of `batch` rows of `length` tokens
+    flops: int  # of a training step
+    forward_flops: int  # of its forward pass
+    token_flops: int  # of one more token of one row when writing on
+    largest_block: int  # bytes of the largest block's frozen weights: what sharding gathers at a time
+    data: Mapping[str, Any] = field(default_factory=dict)  # rows, cut rows, tokens an epoch, steps an epoch
+    seconds: float | None = None  # a training step, where it was tried
+    notes: tuple[str, ...] = ()
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most of all: of training, and of what comes before and after it."""
+        return max(self.train_bytes, *self.peaks.values())
+
+    @property
+    def train_bytes(self) -> int:
+        return sum(self.memory.values())
+
+    @property
+    def share(self) -> float:
+        """Trainable over total, in percent."""
+        return 100 * self.trainable / self.total if self.total else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values."""
+        form = {k: v for k, v in asdict(self).items() if k not in ("method", "scheme", "task")}
+        nouns = {"method": self.method, "scheme": self.scheme, "task": self.task}
+        return form | {k: None if v is None else v.to_dict() for k, v in nouns.items()} | {
+            "train_bytes": self.train_bytes, "peak_bytes": self.peak_bytes,
+        }  # fmt: skip
+
+
+def plan(source: Any, method: Method | None = None, scheme: Scheme | None = None, *, task: Task | None = None,
+         data: Any = None, columns: Any = None, probe: bool = False, **values: Any) -> Plan:  # fmt: skip
+    """Plan training `method` on a model (a config, a live model, a folder, a config.json, a hub name).
+
+    values: `batch`, `length`, `precision`, `optimizer`, `checkpointing`, `packing` and every other setting of
+    training, spelt as there. Without a method only using the model is planned. `data` adds what its rows will do
+    (needs the model's tokenizer); `probe` runs three real steps on random weights and adds their time.
+    Raises InputError for a config that makes no model, an architecture nobody can see, and whatever attach or
+    quantize would refuse.
+    """
+    chosen = settings(values)
+    config = shell.config_of(source)
+    wanted = task or facts.task_of(config)
+    length = facts.length_of(config, chosen.length, DEFAULT_LENGTH)
+    model = made(config, wanted, method, scheme, chosen.precision)
+    counts, block = trainable(model), largest_block(model)
+    peaks = verbs.peaks(model, scheme)
+    size = files.adapter_bytes(model) if method is not None else 0
+    seen = trace(model, jobs(wanted, method, chosen, length))
+    step, answer = seen.get("train", NOTHING), seen["answer"]
+    peaks["generate" if wanted.generates else "predict"] = round(sum(answer.peak.values()))
+    if "merge" in seen:
+        peaks["merge"] = round(sum(seen["merge"].peak.values()))
+    return Plan(
+        model=name_of(config), method=method, scheme=scheme, task=wanted, batch=chosen.batch, length=length,
+        precision=chosen.precision, trainable=counts.trainable, total=counts.total, adapter_bytes=size,
+        memory=whole(step.peak), resting=whole(step.resting), peaks=peaks,
+        kv_cache=round(answer.resting.get(verbs.CACHE, 0)), flops=round(step.flops),
+        forward_flops=round(step.forward_flops or answer.forward_flops),
+        token_flops=round(answer.flops / chosen.batch) if wanted.generates else 0, largest_block=block,
+        data=facts.of_data(data, source, wanted, length, chosen, columns) if data is not None else {},
+        seconds=verbs.probe(made(config, wanted, method, scheme, chosen.precision), wanted, chosen, length)
+        if probe else None,
+        notes=facts.notes(wanted, chosen),
+    )  # fmt: skip
+
+
+def jobs(task: Task, method: Method | None, chosen: Settings, length: int) -> dict[str, Job]:
+    """What is traced: answering, and with a method a step of training and the merge where it can be merged."""
+    found: dict[str, Job] = {}
+    if method is not None:
+        found["train"] = training_step(
+            task, chosen.batch, length, chosen.optimizer, chosen.precision, chosen.checkpointing
+        )
+        if method.mergeable:
+            found["merge"] = verbs.merging
+    return found | {"answer": verbs.answering(task, chosen.batch, length)}
+
+
+def made(config: Any, task: Task, method: Method | None, scheme: Scheme | None, precision: str) -> nn.Module:
+    """The model as training has it, on the meta device: quantized, with the adapter attached."""
+    model = shell.built(config, task.auto, dtype_of(precision), task.model_options())
+    if scheme is not None:
+        shell.quantized(model, scheme)
+    return attach(model, method) if method is not None else model
+
+
+def whole(sizes: Mapping[str, float]) -> dict[str, int]:
+    return {name: round(size) for name, size in sizes.items() if round(size)}
+
+
+def largest_block(model: nn.Module) -> int:
+    """Bytes of frozen tensors in the largest block."""
+    sizes = [shell.frozen_bytes(block) for blocks in shell.blocks_of(model) for block in blocks]
+    return max(sizes, default=shell.frozen_bytes(model))
+
+
+def name_of(config: Any) -> str:
+    return str(getattr(config, "name_or_path", "") or getattr(config, "_name_or_path", "") or config.model_type)

@@ -1,0 +1,143 @@
+"""The other peaks: loading, quantizing, writing on, merging and saving; and a step in earnest where time is wanted."""
+
+import gc
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from featherweight.core import state as core
+from featherweight.core.errors import InputError, Problem
+from featherweight.core.merge import rewritten
+from featherweight.core.switch import switch_of
+from featherweight.plan import shell
+from featherweight.plan.live import Live
+from featherweight.plan.traced import BATCH, Job
+from featherweight.plan.training import arithmetic, expect, inputs
+from featherweight.quant.scheme import Scheme
+from featherweight.tasks import Task
+from featherweight.train.optimizers import optimizer, parameters
+from featherweight.train.settings import Settings
+
+CACHE = "key/value cache"
+STEPS = 3  # of a probe, after one that warms up
+
+
+def answering(task: Task, batch: int, length: int) -> Job:
+    """A forward pass without gradients over a whole batch; a model that writes text keeps its keys and values and goes
+    on by a token.
+    """
+
+    def job(model: nn.Module, live: Live, marks: dict[str, Any]) -> None:
+        model.eval()
+        with live.tagged(BATCH):
+            rows = {k: v for k, v in inputs(model, task, batch, length).items() if k != "labels"}
+            if model.config.is_encoder_decoder:  # type: ignore[union-attr]
+                rows["decoder_input_ids"] = rows["input_ids"]
+        live.restart()
+        keeps = {"use_cache": True, "logits_to_keep": 1} if task.generates else {}
+        with torch.no_grad():
+            out = model(**rows, **known(model, keeps))
+            cache = getattr(out, "past_key_values", None)
+            for tensor in tensors_of(cache):
+                live.retag(tensor, CACHE)
+            marks["resting"] = {CACHE: float(live.now[CACHE])}
+            marks["forward"] = live.flops
+            if cache is not None:
+                live.flops = 0
+                model(**token(model, rows, length), past_key_values=cache, use_cache=True)
+
+    return job
+
+
+def token(model: nn.Module, rows: dict[str, torch.Tensor], length: int) -> dict[str, torch.Tensor]:
+    """The inputs of one more token of every row."""
+    if "decoder_input_ids" in rows:
+        return rows | {"decoder_input_ids": rows["decoder_input_ids"][:, :1]}
+    ids = rows["input_ids"][:, :1]
+    return {"input_ids": ids, "attention_mask": torch.ones(len(ids), length + 1, dtype=torch.long)}
+
+
+def known(model: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that the model's forward names."""
+    from inspect import signature
+
+    names = signature(model.forward).parameters
+    return {k: v for k, v in options.items() if k in names}
+
+
+def tensors_of(cache: Any) -> list[torch.Tensor]:
+    """Every tensor that a transformers cache holds."""
+    if cache is None:
+        return []
+    parts = [getattr(cache, n) for n in ("self_attention_cache", "cross_attention_cache") if hasattr(cache, n)] or [
+        cache
+    ]
+    return [
+        t for part in parts for layer in part.layers for t in (layer.keys, layer.values) if isinstance(t, torch.Tensor)
+    ]
+
+
+def merging(model: nn.Module, live: Live, marks: dict[str, Any]) -> None:
+    """What merging holds at once: every weight that the adapters rewrite, beside the model."""
+    live.restart()
+    folded = rewritten(model)
+    marks["resting"] = {"folded": float(sum(W.numel() * W.element_size() for _, _, W in folded))}
+
+
+def peaks(model: nn.Module, scheme: Scheme | None) -> dict[str, int]:
+    """Bytes at the peaks that need no trace: of loading, quantizing and saving."""
+    frozen, biggest = shell.frozen_bytes(model), shell.largest_tensor(model)
+    found = {"load": frozen + biggest}
+    if scheme is not None:
+        found["quantize"] = frozen + biggest
+    if adapter := shell.adapter_bytes(model):
+        found["save"] = frozen + 2 * adapter
+    return found
+
+
+def probe(model: nn.Module, task: Task, chosen: Settings, length: int) -> float:
+    """Seconds of a training step on this machine: the median of three, on random weights and one full batch.
+
+    Raises InputError where this machine has too little memory for the model's weights alone.
+    """
+    need, free = shell.frozen_bytes(model), available()
+    if need > 0.8 * free:
+        raise InputError(Problem("too large to be tried here", "probe", f"at most {0.8 * free / 1e9:.1f} GB of weights",
+                                 f"{need / 1e9:.1f} GB", "plan without the probe"))  # fmt: skip
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor.normal_(0, 0.02)
+            else:
+                tensor.zero_()
+    model.train()
+    switch = switch_of(model)
+    trained = [(switch.attached[n].method, core.adapters(model, n)) for n in switch.active if switch.trains(n)]
+    rule = optimizer(chosen.optimizer, trained, None, 0.0)
+    rows, times = inputs(model, task, chosen.batch, length), []
+    expect(model)
+    for _ in range(STEPS + 1):
+        gc.collect()
+        began = perf_counter()
+        with arithmetic(chosen.precision):
+            loss, _ = task.loss(model, rows)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters(rule), 1.0)
+        rule.step()
+        rule.zero_grad(set_to_none=True)
+        times.append(perf_counter() - began)
+    return median(times[1:])
+
+
+def available() -> int:
+    """Bytes of memory that are free on this machine."""
+    from pathlib import Path
+
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise InputError(Problem("this system does not say how much memory is free", "probe", fix="plan without the probe"))
