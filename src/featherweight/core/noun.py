@@ -1,11 +1,12 @@
 """Nouns: methods, schemes and tasks are frozen dataclasses whose repr is their constructor call and their file form.
 
 LoRA(rank=8)  <->  {"type": "lora", "rank": 8}       only fields that differ from their default are written
+A field that is a noun itself is a form in the form: QAT(scheme=NF4())  <->  {"type": "qat", "scheme": {"type": "nf4"}}
 """
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args, get_type_hints
 
 from featherweight.core.errors import Problem, did_you_mean, raise_all
 
@@ -58,7 +59,8 @@ class Noun:
             for key in options
             if key not in names
         )
-        return made(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})  # type: ignore[return-value]
+        families = nested(made)
+        return made(**{k: read(v, families.get(k), f"{where}.{k}".lstrip(".")) for k, v in options.items()})  # type: ignore[return-value]
 
 
 def default(f: Field[Any]) -> Any:
@@ -66,7 +68,26 @@ def default(f: Field[Any]) -> Any:
     return f.default_factory() if f.default_factory is not MISSING else f.default
 
 
+def nested(made: type[Noun]) -> dict[str, type[Noun]]:
+    """The fields of a noun that hold nouns of a family: name -> family."""
+    found = {}
+    for name, hint in get_type_hints(made).items():
+        family = next((k for k in (hint, *get_args(hint)) if isinstance(k, type) and issubclass(k, Noun)), None)
+        if family is not None:
+            found[name] = family
+    return found
+
+
+def read(value: Any, family: type[Noun] | None, where: str) -> Any:
+    """A field's value from its file form; a noun may be given by its name alone."""
+    if family is not None and isinstance(value, str | Mapping):
+        return family.from_dict({"type": value} if isinstance(value, str) else value, where)
+    return tuple(value) if isinstance(value, list) else value
+
+
 def plain(name: str, value: Any) -> Any:
+    if isinstance(value, Noun):
+        return value.to_dict()
     if isinstance(value, tuple | list):
         return [plain(name, v) for v in value]
     if isinstance(value, Mapping):
