@@ -31,6 +31,11 @@ class Scheme(Noun):
         """Whether `encode` needs inputs seen on data."""
         return False
 
+    @property
+    def idempotent(self) -> bool:
+        """Whether encoding what was decoded gives the same codes."""
+        return True
+
     def watch(self, features: int) -> Any:
         """What gathers the inputs of one module, x (tokens, in) at a time by `.add(x)`; then it is `seen`."""
         raise NotImplementedError(f"{type(self).__name__} needs no data")
@@ -49,7 +54,7 @@ class Scheme(Noun):
     def rows(
         self, packed: Mapping[str, Tensor], shape: tuple[int, int], index: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        """Rows of Ŵ (out, in) by number, (n, in): what an embedding looks up. Schemes that can decode these alone do."""
+        """Rows of Ŵ (out, in) by number, (n, in): what an embedding looks up. Some decode these alone."""
         return self.decode(packed, shape, dtype)[index]
 
     def layout(self, shape: tuple[int, ...]) -> Layout:

@@ -1,0 +1,124 @@
+"""Codecs over a code book: blocks scaled by their absmax, every element the nearest level.
+
+    code = argmin_j |x / absmax - t_j|        x̂ = t_code · absmax
+
+What NF4, FP4 and Blockwise share; each names its table (`codebooks.py`). Ties go to the lower value. Blocks are cut
+from the flat tensor, row-major, and straddle rows. `double` quantizes the scales too (`double.py`), `clip` cuts
+outliers first (`clip.py`).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featherweight.core.errors import Problem, raise_all
+from featherweight.quant import clip as clipping
+from featherweight.quant import codebooks, double, fields, integers, ops, packing
+from featherweight.quant.blocks import PIECE, blocks, cut, per_block, pieces, spread
+from featherweight.quant.scheme import Layout, Packed
+
+
+@dataclass(frozen=True, repr=False)
+class Coded:
+    """`block` elements of the flat tensor share a scale."""
+
+    block: int = 64
+    double: bool = False
+    clip: float | str | None = None
+
+    def __post_init__(self) -> None:
+        raise_all(self.problems())
+
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with the fields."""
+        yield from fields.whole(self, "block")
+        yield from fields.flag(self, "double")
+        yield from clipping.problems(self)
+
+    @property
+    def codebook(self) -> str:
+        """The name of the table."""
+        raise NotImplementedError(f"{type(self).__name__} must name its table")
+
+    @property
+    def idempotent(self) -> bool:
+        return self.clip in (None, "mse") and codebooks.idempotent(self.codebook)
+
+    def encode(self, W: Tensor, seen: Any = None) -> Packed:
+        flat = fields.weight(self, W)
+        block = min(self.block, flat.numel())
+        flat = clipping.clipped(flat, self.clip, block, lambda b: replace(self, block=b, double=False, clip=None))  # type: ignore[arg-type, return-value]
+        name = self.codebook
+        table, fill = codebooks.searched(name, flat), codebooks.zero(name)
+        codes, absmax = encode(flat, table, codebooks.bits(name), block, fill)
+        return {"codes": codes} | (double.encode(absmax) if self.double else {"absmax": absmax})
+
+    def scales(self, packed: Mapping[str, Tensor]) -> Tensor:
+        """float32, one for each block."""
+        if not self.double:
+            return packed["absmax"]
+        return double.decode(packed["absmax"], packed["nested_absmax"], packed["nested_offset"])
+
+    def decode(self, packed: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        codes, name = packed["codes"], self.codebook
+        table = codebooks.levels(name, codes)
+        return decode(codes, self.scales(packed), table, codebooks.bits(name), self.block, shape, dtype)
+
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        n = prod(shape)
+        count = blocks(n, self.block)
+        codes = (torch.uint8, (packing.size(n, codebooks.bits(self.codebook)),))
+        return {"codes": codes} | (double.layout(count) if self.double else {"absmax": (torch.float32, (count,))})
+
+    def bound(self, W: Tensor) -> Tensor:
+        """Half the widest gap of the table; beyond the scale, what was cut; with `double`, the scale's own error."""
+        flat, block, n = fields.weight(self, W), min(self.block, W.numel()), W.numel()
+        s = per_block(flat, block, lambda b: b.abs().amax(1)).float()
+        scales = s
+        if self.double or self.clip is not None:
+            plain = replace(self, double=False).encode(W)
+            scales, final = plain["absmax"], self.scales(self.encode(W))
+        else:
+            final = scales
+        off = (final - scales).abs() + codebooks.reach(self.codebook) * scales + integers.ROUNDING * s
+        excess = (flat.float().abs() - spread(scales, block, n)).clamp_min(0)
+        return (spread(off, block, n) + excess + integers.SLACK).view(W.shape)
+
+
+def encode(flat: Tensor, table: Tensor, bits: int, block: int, fill: int = 0) -> tuple[Tensor, Tensor]:
+    """flat (n,), table (2^bits,) by code -> packed codes, float32 absmax of each block. NaN and ±inf show in these."""
+    parts = [nearest(flat[a:b], table, bits, block) for a, b in whole_blocks(flat.numel(), block)]
+    codes, absmax = (torch.cat(part) for part in zip(*parts, strict=True))
+    return codes if bits == 4 else packing.pack(codes, bits, fill), absmax
+
+
+def decode(
+    codes: Tensor, scales: Tensor, table: Tensor, bits: int, block: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    """The inverse: table[code] · scale in float32, then cast."""
+    if bits == 4:
+        return ops.decode4(codes, scales, table, block, shape, dtype)
+    n = prod(shape)
+    units = table[packing.unpack(codes, bits, n).int()]
+    return (cut(units, block) * scales[:, None]).view(-1)[:n].to(dtype).view(shape)
+
+
+def whole_blocks(n: int, block: int) -> Iterator[tuple[int, int]]:
+    """Pieces of whole blocks, however large these are: the scale of a block is taken with its codes."""
+    return pieces(n, block) if block * 8 <= PIECE else iter([(0, n)])
+
+
+def nearest(flat: Tensor, table: Tensor, bits: int, block: int) -> tuple[Tensor, Tensor]:
+    """Codes of one piece (4 bits: two to a byte) and the scales of its blocks."""
+    if bits == 4:
+        return ops.encode4(flat, table, block)
+    rows = cut(flat.float(), block)
+    absmax = rows.abs().amax(1)
+    unit = rows / torch.where(absmax == 0, 1.0, absmax)[:, None]
+    values, order = table.sort(stable=True)
+    found = torch.bucketize(unit, (values[1:] + values[:-1]) / 2)
+    return order.to(torch.uint8)[found].view(-1)[: flat.numel()], absmax
