@@ -47,6 +47,7 @@ _HOME = {
     "featherweight.methods.shira": ("SHiRA",),
     "featherweight.methods.tokens": ("Tokens",),
     "featherweight.methods.vera": ("VeRA",),
+    "featherweight.quant": ("Half", "Absmax", "ZeroPoint", "Blockwise", "Quantile", "NF4", "FP4"),
     "featherweight.quant.quantize": ("quantize",),
     "featherweight.checkpoint": ("save", "load"),
     "featherweight.combine": (
