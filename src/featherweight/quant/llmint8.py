@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from featherweight.core.errors import InputError, Problem, raise_all
-from featherweight.quant import checks, int8, ops
+from featherweight.quant import fields, int8, ops
 from featherweight.quant.scheme import Layout, Packed, Scheme
 
 BACKWARD = ("int8", "exact")
@@ -41,7 +41,7 @@ class LLMInt8(Scheme):
     backward: str = "int8"
 
     def __post_init__(self) -> None:
-        mine = (threshold(self), checks.whole(self, "keep", 0), checks.choice(self, "backward", BACKWARD))
+        mine = (threshold(self), fields.whole(self, "keep", 0), fields.choice(self, "backward", BACKWARD))
         raise_all(p for found in mine for p in found)
 
     @property
@@ -52,7 +52,7 @@ class LLMInt8(Scheme):
         return Largest(features)
 
     def encode(self, W: Tensor, seen: Any = None) -> Packed:
-        M = checks.weight(self, W).view(matrix(tuple(W.shape))).float()
+        M = fields.weight(self, W).view(matrix(tuple(W.shape))).float()
         if not self.keep:
             return {"codes": ops.quantize_rows(M)[0], "absmax": M.abs().amax(1)}
         at = self.largest(seen, M.shape[1])
