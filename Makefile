@@ -4,6 +4,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
+NATIVE := setup.py $(wildcard csrc/*)
 INSTALL = $(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -37,10 +38,10 @@ clean:
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/dev.stamp: pyproject.toml constraints.txt | .venv/bin/python
+.venv/dev.stamp: pyproject.toml constraints.txt $(NATIVE) | .venv/bin/python
 	$(INSTALL) -e ".[dev]"
 	@touch .venv/dev.stamp .venv/demo.stamp
 
-.venv/demo.stamp: pyproject.toml constraints.txt | .venv/bin/python
+.venv/demo.stamp: pyproject.toml constraints.txt $(NATIVE) | .venv/bin/python
 	$(INSTALL) -e ".[demo]"
 	@touch $@

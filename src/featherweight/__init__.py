@@ -15,7 +15,7 @@ _HOME = {
     "featherweight.core.attach": ("attach", "detach"),
     "featherweight.core.switch": ("switch",),
     "featherweight.core.prepare": ("prepare",),
-    "featherweight.core.merge": ("merge", "merged"),
+    "featherweight.core.merge": ("merge", "merged", "merge_report"),
     "featherweight.core.count": ("trainable",),
     "featherweight.core.errors": ("FeatherweightError", "InputError", "NotMergeable"),
     "featherweight.methods": (
@@ -47,8 +47,12 @@ _HOME = {
     "featherweight.methods.shira": ("SHiRA",),
     "featherweight.methods.tokens": ("Tokens",),
     "featherweight.methods.vera": ("VeRA",),
-    "featherweight.quant": ("Half", "Absmax", "ZeroPoint", "Blockwise", "Quantile", "NF4", "FP4"),
+    "featherweight.quant": ("Half", "Absmax", "ZeroPoint", "Blockwise", "Quantile", "NF4", "FP4", "GPTQ"),
+    "featherweight.quant.llmint8": ("LLMInt8",),
+    "featherweight.quant.qat": ("QAT",),
+    "featherweight.quant.convert": ("convert",),
     "featherweight.quant.quantize": ("quantize",),
+    "featherweight.quant.quantized": ("dequantize",),
     "featherweight.checkpoint": ("save", "load"),
     "featherweight.combine": (
         "combine",
@@ -70,7 +74,17 @@ _HOME = {
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 # These register themselves with core, so they must be there before anything is attached, loaded or trained.
 _PLUGINS = ("featherweight.kernels", "featherweight.interop")
-_PLUGGED = ("core.attach", "quant.quantize", "checkpoint", "interop", "evaluate", "train", "plan")
+_PLUGGED = (
+    "core.attach",
+    "quant",
+    "quant.quantize",
+    "quant.quantized",
+    "checkpoint",
+    "interop",
+    "evaluate",
+    "train",
+    "plan",
+)
 
 __all__ = [*_WHERE, "__version__"]
 

@@ -1,0 +1,134 @@
+// The C ABI that ctypes calls: picks a level once, cuts work into ranges, runs them on torch's threads.
+#include <cstdlib>
+
+#include "common.h"
+#include "parallel.h"
+
+#define API extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+const Kernels* level = nullptr;
+
+bool runs(const Kernels* k) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (k == avx512_kernels())
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512bf16");
+  if (k == avx2_kernels()) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+  return k == scalar_kernels();
+}
+
+Book book(const float* table) {
+  Book b;
+  int order[16];
+  for (int i = 0; i < 16; i++) {  // stable, like the reference's sort
+    int j = i;
+    for (; j && table[order[j - 1]] > table[i]; j--) order[j] = order[j - 1];
+    order[j] = i;
+  }
+  b.zero = 0;
+  for (int i = 0; i < 16; i++) {
+    b.order[i] = order[i];
+    b.middle[i] = i < 15 ? (table[order[i + 1]] + table[order[i]]) / 2 : 0;
+    if (number(bits(table[i]) & 0x7fffffffu) < number(bits(table[b.zero]) & 0x7fffffffu)) b.zero = i;
+  }
+  return b;
+}
+
+// One buffer per thread, kept.
+struct Scratch {
+  void* data = nullptr;
+  size_t size = 0;
+  ~Scratch() { std::free(data); }
+  void* at_least(size_t bytes) {
+    if (bytes > size) {
+      std::free(data);
+      size = (bytes + 4095) / 4096 * 4096;
+      data = std::aligned_alloc(64, size);
+      if (!data) std::abort();
+    }
+    return data;
+  }
+};
+thread_local Scratch scratch;
+
+int64_t width(int32_t type) { return type == F32 ? 4 : 2; }
+
+}  // namespace
+
+// Levels that this library has and this processor runs: bit 0 scalar, 1 AVX2, 2 AVX-512 with BF16.
+API int32_t fw_levels() {
+  const Kernels* all[] = {scalar_kernels(), avx2_kernels(), avx512_kernels()};
+  int32_t found = 0;
+  for (int i = 0; i < 3; i++)
+    if (all[i] && runs(all[i])) found |= 1 << i;
+  return found;
+}
+
+API void fw_start(int32_t chosen, void* pool) {
+  const Kernels* all[] = {scalar_kernels(), avx2_kernels(), avx512_kernels()};
+  level = all[chosen];
+  fork_pool = reinterpret_cast<Fork>(pool);
+}
+
+API void fw_encode4(const void* x, int32_t type, uint8_t* codes, float* absmax, const float* table, int64_t n,
+                    int64_t block, int32_t threads) {
+  Book b = book(table);
+  parallel((n + block - 1) / block, 2, n * width(type), threads, [&](int64_t first, int64_t last) {
+    level->encode4(x, Type(type), codes, absmax, b, n, block, first, last);
+  });
+}
+
+API void fw_decode4(const uint8_t* codes, const float* absmax, const float* table, void* out, int32_t type, int64_t n,
+                    int64_t block, int32_t threads) {
+  parallel(n, 4096, n * width(type), threads, [&](int64_t begin, int64_t end) {
+    void* at = static_cast<char*>(out) + begin * width(type);
+    level->decode4(codes, absmax, table, at, Type(type), block, begin, end);
+  });
+}
+
+API void fw_decode8(const int8_t* codes, const float* scale, void* out, int32_t type, int64_t n, int64_t block,
+                    int32_t threads) {
+  parallel(n, 4096, n * width(type), threads, [&](int64_t begin, int64_t end) {
+    void* at = static_cast<char*>(out) + begin * width(type);
+    level->decode8(codes, scale, at, Type(type), block, begin, end);
+  });
+}
+
+// map[code] · absmax[i / block] + offset: the scales of doubly quantized blocks.
+API void fw_decode_scales(const uint8_t* codes, const float* map, const float* absmax, const float* offset, float* out,
+                          int64_t n, int64_t block, int32_t threads) {
+  float add = *offset;
+  parallel(n, 4096, n * 8, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end;) {
+      float most = absmax[i / block];
+      for (int64_t stop = least(end, (i / block + 1) * block); i < stop; i++) out[i] = map[codes[i]] * most + add;
+    }
+  });
+}
+
+API void fw_quantize_rows(const void* x, int32_t type, const uint8_t* skip, int8_t* codes, float* scale, int64_t n,
+                          int64_t k, int32_t threads) {
+  parallel(n, 1, n * k * width(type), threads, [&](int64_t first, int64_t last) {
+    level->quantize_rows(x, Type(type), skip, codes, scale, k, first, last);
+  });
+}
+
+API void fw_rescale(const int32_t* acc, const float* row, const float* col, const float* bias, void* out, int32_t type,
+                    int64_t n, int64_t m, int32_t threads) {
+  parallel(n, 1, n * m * 4, threads, [&](int64_t first, int64_t last) {
+    level->rescale(acc, row, col, bias, out, Type(type), m, first, last);
+  });
+}
+
+API void fw_linear(const void* x, int32_t type, const void* codes, const float* scale, const float* table,
+                   const float* bias, void* y, int64_t rows, int64_t n, int64_t k, int64_t block, int32_t threads) {
+  Linear a{x, codes, scale, table, bias, y, rows, n, k, block, Type(type)};
+  parallel(n, GROUP, n * k / 2 * rows, threads, [&](int64_t first, int64_t last) {
+    level->linear(a, first, last, scratch.at_least(size_t(GROUP * k * 4)));
+  });
+}

@@ -1,0 +1,55 @@
+// What every instruction level implements: work on a range, on one thread. Nothing here allocates, locks or throws.
+//
+// 4-bit codes lie as in the Python reference (src/featherweight/quant/ops.py): a flat row-major tensor, two codes to a
+// byte, the first in the high nibble, blocks of `block` elements that may straddle rows; an odd tail is padded with the
+// code of the value nearest to zero.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+enum Type : int32_t { F32 = 0, BF16 = 1 };
+
+// A table of 16 values by code, as encoding needs it.
+struct Book {
+  float middle[16];   // between neighbors of the sorted table; the last is unused
+  int32_t order[16];  // place in the sorted table -> code
+  int32_t zero;       // code of the value nearest to zero
+};
+
+// y = x Ŵᵀ + bias over packed weights (n, k): x (rows, k) and y (rows, n) contiguous, bias (n,) or null.
+struct Linear {
+  const void* x;
+  const void* codes;     // uint8, two to a byte, or int8
+  const float* scale;    // of each block
+  const float* table;    // 16 values by code; null for int8
+  const float* bias;
+  void* y;
+  int64_t rows, n, k, block;
+  Type type;             // of x, y and of Ŵ, which is what decoding gives
+};
+
+struct Kernels {
+  const char* name;
+  // blocks [first, last) of n elements; `first * block` is even
+  void (*encode4)(const void* x, Type type, uint8_t* codes, float* absmax, const Book& book, int64_t n, int64_t block,
+                  int64_t first, int64_t last);
+  // elements [begin, end), `out` is where the first goes; `begin` is even
+  void (*decode4)(const uint8_t* codes, const float* absmax, const float* table, void* out, Type type, int64_t block,
+                  int64_t begin, int64_t end);
+  // elements [begin, end) of codes · scale[i / block]
+  void (*decode8)(const int8_t* codes, const float* scale, void* out, Type type, int64_t block, int64_t begin,
+                  int64_t end);
+  // rows [first, last)
+  void (*quantize_rows)(const void* x, Type type, const uint8_t* skip, int8_t* codes, float* scale, int64_t k,
+                        int64_t first, int64_t last);
+  void (*rescale)(const int32_t* acc, const float* row, const float* col, const float* bias, void* out, Type type,
+                  int64_t m, int64_t first, int64_t last);
+  // columns [first, last) of y; `scratch` holds GROUP * k elements of the type
+  void (*linear)(const Linear& a, int64_t first, int64_t last, void* scratch);
+};
+
+constexpr int64_t GROUP = 8;  // rows of Ŵ that are decoded at a time
+
+const Kernels* scalar_kernels();
+const Kernels* avx2_kernels();    // null where the compiler had no such flags
+const Kernels* avx512_kernels();  // AVX-512 F, BW, DQ, VL, BF16
