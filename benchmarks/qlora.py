@@ -37,8 +37,9 @@ def base(**shape: int) -> Any:
 def ours(model: Any) -> Any:
     """Every linear layer but the head in NF4 with double quantization."""
     import featherweight as fw
+    from featherweight.quant import NF4
 
-    fw.quantize(model, fw.NF4(block=64, double=True))
+    fw.quantize(model, NF4(block=64, double=True))
     return model
 
 
@@ -122,7 +123,10 @@ SIDES = {"featherweight": ours_step, "bitsandbytes": bitsandbytes_step}
 def measure(cell: str, recompute: bool, rounds: int | None) -> dict[str, Any]:
     steps = {name: make(cell, recompute) for name, make in SIDES.items()}
     first = {name: step() for name, step in steps.items()}
-    if len({step.trained for step in steps.values()}) != 1 or abs(first["featherweight"] - first["bitsandbytes"]) > 0.02:
+    if (
+        len({step.trained for step in steps.values()}) != 1
+        or abs(first["featherweight"] - first["bitsandbytes"]) > 0.02
+    ):
         raise RuntimeError(f"{cell}: the two sides do not train the same thing: {first}")
     result = _paired.compare(_paired.paired(steps, rounds or CELLS[cell][2]))
     memory = {
