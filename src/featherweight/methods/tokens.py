@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from featherweight.core.adapter import Adapter
 from featherweight.core.anatomy import anatomy
-from featherweight.core.base import view
+from featherweight.core.base import read, view
+from featherweight.core.encoded import identity
 from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.core.host import base_modules, frozen_class
 from featherweight.core.method import Adapted, Method
@@ -50,25 +51,25 @@ class Tokens(Method):
                     "the model has no embedding", got=type(model).__name__, fix="it takes a model that reads tokens"
                 )
             )
-        tied = {id(s.module.weight) for s in tables}
-        return [Site(p, m) for p, m in base_modules(model) if id(m._parameters.get("weight")) in tied]
+        tied = {id(identity(s.module, "weight")) for s in tables}
+        return [Site(p, m) for p, m in base_modules(model) if id(identity(m, "weight")) in tied]
 
     def shared(self, model: nn.Module) -> Shared:
         return numbers(self.tokens, model), {}
 
     def build(self, site: Site, shared: Shared) -> Adapter:
         ids, rows = shared
-        weight: Any = site.module.weight
+        weight, own = read(site.module, "weight"), id(identity(site.module, "weight"))
         beyond = [i for i in ids if not 0 <= i < len(weight)]
         if beyond:
             fix = "give the embedding room first: model.resize_token_embeddings(len(tokenizer))"
             raise InputError(
                 Problem("no such row", f"{site}: method.tokens", f"0 to {len(weight) - 1}", str(beyond), fix)
             )
-        at = torch.tensor(ids, device=weight.device)
-        if id(weight) not in rows:
-            rows[id(weight)] = nn.Parameter(weight.detach()[at].to(master(weight.dtype)))
-        return (TokenRows if site.kind == "embedding" else TokenColumns)(rows[id(weight)], at)
+        at = torch.tensor(ids).to(weight.device)
+        if own not in rows:
+            rows[own] = nn.Parameter(weight.detach()[at].to(master(weight.dtype)))
+        return (TokenRows if site.kind == "embedding" else TokenColumns)(rows[own], at)
 
     def recorded(self, adapters: Adapted) -> Self:
         """With numbers: a file holds for every tokenizer."""

@@ -12,7 +12,6 @@ from torch import nn
 
 import featherweight.interop
 import featherweight.kernels  # noqa: F401  # registered before anything is attached
-from featherweight.core.attach import attach
 from featherweight.core.count import trainable
 from featherweight.core.method import Method
 from featherweight.interop.transformers import dtype_of
@@ -131,7 +130,7 @@ def made(config: Any, task: Task, method: Method | None, scheme: Scheme | None, 
     model = shell.built(config, task.auto, dtype_of(precision), task.model_options())
     if scheme is not None:
         shell.quantized(model, scheme)
-    return attach(model, method) if method is not None else model
+    return shell.adapted(model, method) if method is not None else model
 
 
 def whole(sizes: Mapping[str, float]) -> dict[str, int]:

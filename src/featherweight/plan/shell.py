@@ -12,14 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from featherweight.core.anatomy import anatomy, find_blocks
+from featherweight.core.attach import attach
 from featherweight.core.errors import InputError, Problem, did_you_mean
 from featherweight.core.host import base_modules, hosts
+from featherweight.core.method import Method
 from featherweight.quant.quantized import Quantized, become_quantized
 from featherweight.quant.scheme import Scheme
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 def config_of(source: Any) -> Any:
@@ -63,19 +66,17 @@ def read_config(source: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def from_form(form: dict[str, Any], where: str) -> Any:
-    from transformers import AutoConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers import CONFIG_MAPPING, AutoConfig
 
-    kind = form.get("model_type")
-    if kind not in CONFIG_MAPPING_NAMES:
+    kind = str(form.get("model_type"))
+    if kind not in CONFIG_MAPPING:
         raise InputError(
             Problem(
                 "an architecture whose modules cannot be seen: neither parameters nor memory are known, and a guess "
                 "from its width and depth could be wrong by a half",
                 f"{where}: model_type",
                 got=repr(kind),
-                fix=did_you_mean(str(kind), CONFIG_MAPPING_NAMES)
-                or "give a config of an architecture that transformers knows",
+                fix=did_you_mean(kind, CONFIG_MAPPING) or "give a config of an architecture that transformers knows",
             )
         )
     options = {k: v for k, v in form.items() if k != "model_type"}
@@ -108,6 +109,26 @@ def built(config: Any, auto: str, dtype: torch.dtype, options: Mapping[str, Any]
     return model.eval()
 
 
+class Decided(TorchDispatchMode):
+    """Lists of whole numbers and flags keep their values where floats have none: which tokens, which ranks are used."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and kwargs.get("device") == META and is_list(args[0]):
+            return args[0].clone()
+        return func(*args, **kwargs)
+
+
+def is_list(tensor: Tensor) -> bool:
+    return tensor.dim() == 1 and not tensor.is_floating_point()
+
+
+def adapted(model: nn.Module, method: Method) -> nn.Module:
+    """A meta model with the method attached."""
+    with Decided():
+        return attach(model, method)
+
+
 def fake(model: nn.Module, mode: FakeTensorMode) -> None:
     """Give every tensor of a meta model a device, in place; tied tensors stay tied."""
     made: dict[int, Tensor] = {}
@@ -123,7 +144,7 @@ def fake(model: nn.Module, mode: FakeTensorMode) -> None:
                     made[id(tensor)] = (
                         nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
                     )
-                held[name] = made[id(tensor)]  # type: ignore[assignment]
+                held[name] = made[id(tensor)]
 
 
 def blocks_of(model: nn.Module) -> list[nn.ModuleList]:
@@ -135,8 +156,7 @@ def blocks_of(model: nn.Module) -> list[nn.ModuleList]:
 def quantized(model: nn.Module, scheme: Scheme) -> None:
     """Quantize a meta model: every linear layer that `fw.quantize` would take gets packed tensors of its layout."""
     for site in anatomy(model).sites("linear"):
-        W = site.module.weight
-        shape = tuple(W.shape)
+        shape = tuple(site.module._parameters["weight"].shape)  # type: ignore[union-attr]
         packed = {n: torch.empty(dims, dtype=dtype, device="meta") for n, (dtype, dims) in scheme.layout(shape).items()}
         become_quantized(site.module, scheme, packed)
 

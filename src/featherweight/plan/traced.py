@@ -113,12 +113,12 @@ def count(model: nn.Module, live: Live) -> None:
     """Count what is there before any step, by what it is."""
     for _, module in base_modules(model):
         quantized = hasattr(module, "packed_names")
-        for tensor in module._parameters.values():
-            if tensor is not None:
-                live.take(tensor, BASE)
-        for tensor in module._buffers.values():
-            if tensor is not None:
-                live.take(tensor, CODES if quantized else BASE)
+        for p in module._parameters.values():
+            if p is not None:
+                live.take(p, BASE)
+        for b in module._buffers.values():
+            if b is not None:
+                live.take(b, CODES if quantized else BASE)
         if isinstance(held := module._modules.get("adapters"), Adapters):
             for tensor in (*held.parameters(), *held.buffers()):
                 live.take(tensor, ADAPTERS)

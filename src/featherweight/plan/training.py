@@ -68,6 +68,12 @@ def training_step(
     return run
 
 
+def named(live: Live, p: Tensor) -> None:
+    """Call a gradient one, once it is whole."""
+    assert p.grad is not None
+    live.retag(p.grad, GRADIENTS)
+
+
 def arithmetic(precision: str) -> AbstractContextManager[Any]:
     half = HALVES.get(precision)
     return nullcontext() if half is None else torch.autocast("cpu", half)
