@@ -6,6 +6,13 @@ from typing import Any
 
 from featherweight.core import attach, attending
 from featherweight.interop import attention, cached, deberta, root
+from featherweight.interop.quantized import live, live_bnb, live_tensors
+from featherweight.quant.quantize import on_quantize
+
+if not live.libraries:
+    live.libraries += [live_bnb.Linear4bit(), live_bnb.Linear8bitLt(), live_tensors.Tensors()]
+    attach.before_attach.append(live.settle)
+    attach.on_detach.append(live.leave)
 
 if root.settle not in attach.on_attach:
     attach.on_attach.append(root.settle)
@@ -14,6 +21,9 @@ if root.settle not in attach.on_attach:
 if deberta.settle not in attach.on_attach:
     attach.on_attach.append(deberta.settle)
     attach.on_detach.append(deberta.leave)
+
+if root.hold_codes not in on_quantize:
+    on_quantize.append(root.hold_codes)
 
 if not attending.doors:
     attending.doors += [attention.Registry(), cached.Handed()]

@@ -73,6 +73,14 @@ def leave(model: nn.Module) -> None:
             del module._hf_peft_config_loaded
 
 
+def hold_codes(model: nn.Module) -> None:
+    """After quantizing: transformers models in `model` that hold codes are saved as such."""
+    if any(True for _ in pretrained(model)):
+        from featherweight.interop.hf_quantizer import settle as settle_codes
+
+        settle_codes(model)
+
+
 def pretrained(model: nn.Module) -> Iterator[nn.Module]:
     """The transformers models in a model, itself included; none where transformers was never imported."""
     library = sys.modules.get("transformers.modeling_utils")

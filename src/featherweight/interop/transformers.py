@@ -13,7 +13,9 @@ from torch import nn
 
 from featherweight.core.anatomy import anatomy
 from featherweight.core.errors import InputError, Problem, listed, raise_all
+from featherweight.interop import streamed
 from featherweight.interop.pooling import set_pool
+from featherweight.quant.recipe import Recipe
 
 DTYPES = {
     "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
@@ -29,10 +31,14 @@ def load_base(
     *,
     tokenizer: Any = None,
     seed: int = 0,
+    quantize: Any = None,
     **options: Any,
 ) -> Any:
     """The pretrained model in `path` (a folder, or a name on the hub) for a task, in fp32 unless `dtype` says
-    otherwise.
+    otherwise ("auto": what the file has).
+
+    quantize: a scheme (or its name, or its file form): the weights become codes as they are read, one tensor at a
+    time. A folder that `fw quantize` wrote is known as such and needs none.
 
     Sets `model.tokenizer` (from `path` unless given), `model.task`, and `model.new_tensors`: the names of tensors
     that the checkpoint lacks (a new head, a pooler), drawn from `seed`, so that the same call gives the same base.
@@ -40,17 +46,8 @@ def load_base(
     `options` go to `from_pretrained`. Raises InputError for a missing folder, a missing or damaged file, and a
     checkpoint whose trunk is not the model's.
     """
-    import transformers
-
     check_folder(path, "config.json")
-    if task is not None:
-        auto, given = getattr(transformers, task.auto), task.model_options() | options
-    else:
-        auto, given = architecture(path), options
-    given |= {"dtype": dtype_of(dtype), "trust_remote_code": False, "use_safetensors": True}
-    with refusing(path), quiet(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model, info = auto.from_pretrained(os.fspath(path), output_loading_info=True, **given)
+    model, info = pretrained(path, task, dtype, seed, Recipe.of(quantize), options)
     check_keys(model, info, path)
     set_pool(model, getattr(task, "pool", "own"))
     model.new_tensors, model.new_seed = sorted(info["missing_keys"]), seed
@@ -60,12 +57,31 @@ def load_base(
     return model.to(device) if device is not None else model
 
 
-def architecture(path: str | os.PathLike[str]) -> Any:
+def pretrained(
+    path: str | os.PathLike[str], task: Any, dtype: str | torch.dtype | None, seed: int, recipes: tuple[Recipe, ...],
+    options: dict[str, Any],
+) -> tuple[Any, dict[str, Any]]:  # fmt: skip
+    """(model, what transformers says of the keys): in float, or tensor by tensor where it holds codes."""
+    import transformers
+
+    given = options if task is None else task.model_options() | options
+    with refusing(path), quiet():
+        config, rest = streamed.config_of(path, given)
+    auto = architecture(config, path) if task is None else getattr(transformers, task.auto)
+    streamed.check(path, config, recipes)
+    kind = streamed.dtype_of_file(path) if dtype == "auto" else dtype_of(dtype)
+    always = {"dtype": kind, "trust_remote_code": False, "use_safetensors": True}
+    with refusing(path), quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if recipes or streamed.own(config):
+            return streamed.streamed(path, auto, config, recipes, rest | always)
+        return auto.from_pretrained(os.fspath(path), output_loading_info=True, **given, **always)
+
+
+def architecture(config: Any, path: str | os.PathLike[str]) -> Any:
     """The class a checkpoint was saved from."""
     import transformers
 
-    with refusing(path), quiet():
-        config = transformers.AutoConfig.from_pretrained(os.fspath(path), trust_remote_code=False)
     names = config.architectures or []
     if not names or not hasattr(transformers, names[0]):
         raise InputError(Problem("config.json names no architecture", str(path), got=repr(names), fix="give a task"))
