@@ -102,7 +102,7 @@ class GPTQ(Scheme):
         fields.weight(self, W)
         if not isinstance(seen, Hessian) or not seen.tokens:
             raise InputError(Problem("GPTQ needs the inputs of the layer", expected="data to calibrate on",
-                                     fix="fw.quantize(model, scheme, data=batches)"))  # fmt: skip
+                                     fix="fw.quantize(model, scheme, batches=[...])"))  # fmt: skip
         if seen.features != k:
             raise InputError(Problem("the inputs seen are not this weight's", expected=f"{k} features",
                                      got=str(seen.features)))  # fmt: skip

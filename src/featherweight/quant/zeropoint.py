@@ -21,12 +21,13 @@ from torch import Tensor
 from featherweight.core.errors import raise_all
 from featherweight.quant import clip as clipping
 from featherweight.quant import fields, integers, packing
+from featherweight.quant.activations import Activations
 from featherweight.quant.blocks import blocks, elements, ends
 from featherweight.quant.scheme import Layout, Packed, Scheme
 
 
 @dataclass(frozen=True, repr=False)
-class ZeroPoint(Scheme):
+class ZeroPoint(Activations, Scheme):
     """`bits` 2 to 8; `per` "tensor", "row" or the elements of a block; `zero` "integer" or "float"; `clip`."""
 
     paper: ClassVar[str] = "Jacob et al. 2017, Integer-Arithmetic-Only Inference, arXiv:1712.05877"
@@ -36,8 +37,15 @@ class ZeroPoint(Scheme):
     clip: float | str | None = None
     zero: str = "integer"
 
+    symmetric: ClassVar[bool] = False  # the grid of activations
+
     def __post_init__(self) -> None:
-        mine = (fields.whole(self, "bits", 2, 8), fields.granularity(self), clipping.problems(self))
+        mine = (
+            fields.whole(self, "bits", 2, 8),
+            fields.granularity(self),
+            clipping.problems(self),
+            self.activation_problems(),
+        )
         raise_all(p for found in (*mine, fields.choice(self, "zero", ("integer", "float"))) for p in found)
 
     @property
@@ -52,7 +60,9 @@ class ZeroPoint(Scheme):
     def encode(self, W: Tensor, seen: Any = None) -> Packed:
         shape, flat = tuple(W.shape), fields.weight(self, W)
         block = elements(self.per, shape)
-        flat = clipping.clipped(flat, self.clip, block, lambda width: replace(self, per=width, clip=None), False)
+        flat = clipping.clipped(
+            flat, self.clip, block, lambda width: replace(self, per=width, clip=None, activations=None), False
+        )
         least, greatest = ends(flat, block)
         if self.zero == "integer":
             least, greatest = least.clamp_max(0), greatest.clamp_min(0)
@@ -63,7 +73,7 @@ class ZeroPoint(Scheme):
             return {"codes": codes, "scales": scales, "minimum": least}
         zeros = (-least / torch.where(scales == 0, 1.0, scales)).round_().nan_to_num_(0.0).clamp_(0, steps) + self.low
         codes = integers.encode(flat, shape, block, self.bits, self.low, scales, zeros)
-        return {"codes": codes, "scales": scales, "zeros": self.keep(zeros)}
+        return {"codes": codes, "scales": scales, "zeros": self.keep(zeros)} | self.recorded(W, seen)
 
     def origin(self, like: Tensor) -> Tensor:
         """The zero points of the float variant: the lowest code, everywhere."""
@@ -90,10 +100,10 @@ class ZeroPoint(Scheme):
         layout: Layout = {"codes": integers.stored(shape, self.bits), "scales": (torch.float32, (groups,))}
         if self.zero == "float":
             return layout | {"minimum": (torch.float32, (groups,))}
-        return layout | {"zeros": integers.stored((groups,), self.bits)}
+        return layout | {"zeros": integers.stored((groups,), self.bits)} | self.recording()
 
     def bound(self, W: Tensor) -> Tensor:
-        scales, zeros, base = self.grid(self.encode(W))
+        scales, zeros, base = self.grid(replace(self, activations=None).encode(W))
         origin = torch.zeros_like(scales) if base is None else base
         least, most = (origin + (end - zeros) * scales for end in (self.low, self.low + 2**self.bits - 1))
         return integers.bound(W, elements(self.per, tuple(W.shape)), scales, least, most)
