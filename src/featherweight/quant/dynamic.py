@@ -9,14 +9,17 @@ Source: Dettmers 2015, arXiv:1511.04561; Dettmers et al. 2022, 8-bit Optimizers 
 arXiv:2110.02861.
 """
 
+import torch
+
 from featherweight.quant import codebooks
 
 
 def dynamic_map() -> tuple[float, ...]:
-    """256 values, sorted."""
-    middles = [
-        (0.1 + 0.9 * (2 * j + 1) / 2 ** (i + 1)) * 10.0 ** (i - 6) for i in range(7) for j in range(2**i)
-    ]  # the j-th of 2^i cells has its middle (2j + 1) half cells from the left
+    """256 values, sorted; in float32 all the way, so that they are bitsandbytes' to the last bit."""
+    middles: list[float] = []
+    for i in range(7):
+        edges = torch.linspace(0.1, 1, 2**i + 1, dtype=torch.float32)
+        middles += ((edges[:-1] + edges[1:]) / 2 * 10.0 ** (i - 6)).tolist()
     return tuple(sorted([*middles, *(-m for m in middles), 0.0, 1.0]))
 
 
