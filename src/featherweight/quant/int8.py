@@ -82,6 +82,8 @@ def int_mm(a: Tensor, b: Tensor) -> Tensor:
     k = a.shape[1]
     if k > EXACT:
         return int_mm(a[:, : k // 2], b[: k // 2]).float() + int_mm(a[:, k // 2 :], b[k // 2 :]).float()
+    if k == 1:  # torch 2.13's leaves the result unwritten where b is a turned column
+        return a.int() * b.int()
     if not a.is_cuda:
         return torch._int_mm(a, b)
     n, m = len(a), b.shape[1]  # on CUDA: more than 16 rows, both other sides multiples of 8
