@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from featherweight.core import lexicon
+from featherweight.core.encoded import encoded, identity, like
 from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.core.host import base_modules
 from featherweight.core.layout import fused_rows
@@ -120,7 +121,7 @@ def leaf(path: str) -> str:
 
 def shape(module: nn.Module) -> tuple[int, int]:
     """(out, in) of a linear layer."""
-    weight: Any = module.weight
+    weight: Any = like(module)
     out, into = weight.shape[::-1] if transposed(module) else weight.shape
     return int(out), int(into)
 
@@ -180,10 +181,11 @@ def find_embedding(model: nn.Module) -> list[Site]:
     tables = [(p, m) for p, m in base_modules(model) if isinstance(m, nn.Embedding)]
     if not isinstance(found, nn.Module):
         found = max((m for _, m in tables), key=lambda m: m.num_embeddings, default=None)
-    sharers = [(p, m) for p, m in tables if m is not found and found is not None and m.weight is found.weight]
+    one = None if found is None else identity(found, "weight")
+    sharers = [(p, m) for p, m in tables if m is not found and found is not None and identity(m, "weight") is one]
     return [Site(p, m, "embedding") for p, m in sharers or tables if sharers or m is found]
 
 
 def holds(module: nn.Module) -> bool:
     """Whether a module has tensors of its own."""
-    return any(p is not None for p in module._parameters.values())
+    return any(p is not None for p in module._parameters.values()) or bool(encoded(module))

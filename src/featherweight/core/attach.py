@@ -7,7 +7,7 @@ from torch import nn
 
 from featherweight.core.adapter import Adapter
 from featherweight.core.anatomy import anatomy
-from featherweight.core.errors import InputError, Problem, did_you_mean, listed
+from featherweight.core.errors import InputError, Problem, alike, did_you_mean, listed, raise_all
 from featherweight.core.host import base_modules, base_parameters, become_host, hosts, leave_host, refuse_sharded
 from featherweight.core.method import Method
 from featherweight.core.part import Part, Parts
@@ -17,7 +17,9 @@ from featherweight.core.switch import Attached, Switch, joined, refresh, switch_
 
 Made = dict[str, tuple[nn.Module, Adapter]]  # path of the host -> the module, its new adapter
 
-# Called with the model after every attach, and after the last detach: interop keeps other libraries at ease here.
+# Called with the model before an attach looks at it, after every attach, and after the last detach or an attach that
+# failed: interop keeps other libraries at ease here.
+before_attach: list[Callable[[nn.Module], None]] = []
 on_attach: list[Callable[[nn.Module], None]] = []
 on_detach: list[Callable[[nn.Module], None]] = []
 
@@ -41,14 +43,7 @@ def attach(
     switch = joined(model)
     check(method, name, switch)
     refuse_sharded(model, "attach", "attach first, then shard")
-    sites = list(method.hosts(model))
-    if not sites:
-        there = listed([p for p, _ in base_modules(model) if p], 40)
-        raise InputError(Problem(f"{method!r} hits nothing in {type(model).__name__}", fix=f"modules: {there}"))
-    made = build(model, method, sites)
-    heads = heads_beside(model, head, made)
-    shared: Copies = {}
-    made |= {s.path: (s.module, replacement(s, shared)) for s in heads}
+    made, heads = prepared(model, method, head, switch)
     freeze(model, switch)
     for path, (module, adapter) in made.items():
         become_host(module, switch, path)
@@ -59,6 +54,26 @@ def attach(
     for hook in on_attach:
         hook(model)
     return model
+
+
+def prepared(model: nn.Module, method: Method, head: bool | str, switch: Switch) -> tuple[Made, list[Site]]:
+    """The new adapters and the sites of the head that train along; what was made ready for them is undone if it fails."""
+    try:
+        for hook in before_attach:
+            hook(model)
+        sites = list(method.hosts(model))
+        if not sites:
+            there = listed([p for p, _ in base_modules(model) if p], 40)
+            raise InputError(Problem(f"{method!r} hits nothing in {type(model).__name__}", fix=f"modules: {there}"))
+        made = build(model, method, sites)
+        heads = heads_beside(model, head, made)
+        shared: Copies = {}
+        return made | {s.path: (s.module, replacement(s, shared)) for s in heads}, heads
+    except BaseException:
+        if not switch.attached:
+            for hook in on_detach:
+                hook(model)
+        raise
 
 
 def heads_beside(model: nn.Module, head: bool | str, made: Made) -> list[Site]:
@@ -96,11 +111,17 @@ def build(model: nn.Module, method: Method, sites: list[Site]) -> Made:
     shared = method.shared(model)
     made: Made = {}
     parts: defaultdict[str, dict[str, tuple[Part, Adapter]]] = defaultdict(dict)
+    wrong: list[Problem] = []
     for site in sites:
-        adapter = method.build(site, shared)
+        try:
+            adapter = method.build(site, shared)
+        except InputError as error:
+            wrong += error.problems
+            continue
         made[site.path] = (site.module, adapter)
         if not site.whole:
             parts[site.path][site.role if site.rows is not None else "whole"] = (site.host, adapter)
+    raise_all(alike(wrong))
     for path, of in parts.items():
         both = Parts({role: part for role, (part, _) in of.items()}, {role: a for role, (_, a) in of.items()})
         made[path] = (made[path][0], both)

@@ -51,7 +51,8 @@ class Base:
 
     def using(self, weights: dict[str, Tensor]) -> Callable[..., Any]:
         """The host's own forward over other tensors, inside those adapters below that do not fold into any."""
-        ground = partial(self.host.frozen_class.forward, view(self.host, self.merged | weights))
+        over = view(self.host, self.merged | weights)
+        ground = partial(type(over).forward, over)
         if self.rows is not None:  # the compiler knows no attributes of a partial
             ground.rows = self.rows  # type: ignore[attr-defined]
         around = tuple(a for a in self.below if not a.folds)
@@ -74,7 +75,8 @@ class Once(Base):
 
 
 def view(host: Any, weights: dict[str, Tensor]) -> nn.Module:
-    """A shallow copy of the host, of its frozen class, that holds `weights` in place of its own tensors.
+    """A shallow copy of the host, of its frozen class, that holds `weights` in place of its own tensors (of its plain
+    class, where those stand in for codes).
 
     A real instance, so that `super()` and helper methods inside the class's forward see the other tensors too.
     """
@@ -102,6 +104,8 @@ def lend(host: Any, weights: Mapping[str, Tensor]) -> Callable[[], None]:
 
 
 @singledispatch
-def write(host: Any, name: str, W: Tensor) -> None:
-    """Put a merged tensor into a host; number formats and foreign hosts register how theirs are encoded."""
+def write(host: Any, name: str, W: Tensor, again: bool = False) -> None:
+    """Put a merged tensor into a host; number formats and foreign hosts register how theirs is put. `again`: where it
+    was kept as codes it becomes codes again, which loses what rounding loses; otherwise it stays in floating point.
+    """
     getattr(host, name).data.copy_(W)

@@ -2,18 +2,23 @@
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
-from featherweight.core.host import base_parameters, hosts
+from featherweight.core.encoded import encoded
+from featherweight.core.host import base_modules, base_parameters, hosts
 from featherweight.core.switch import switch_of
 
 
 @dataclass(frozen=True)
 class Trainable:
-    """Parameter counts; a tensor shared by several modules counts once, a replaced one is not counted twice."""
+    """Parameter counts; a tensor shared by several modules counts once, a replaced one is not counted twice, and one
+    kept as codes counts what it decodes to. `codes`: how many of `total` are kept as codes, in `code_bytes` bytes.
+    """
 
     trainable: int
     total: int
+    codes: int = 0
+    code_bytes: int = 0
 
     @property
     def share(self) -> float:
@@ -21,13 +26,24 @@ class Trainable:
         return 100 * self.trainable / self.total if self.total else 0.0
 
     def __repr__(self) -> str:
-        return f"trainable params: {self.trainable:,} || all params: {self.total:,} || trainable%: {self.share:.4f}"
+        counts = f"trainable params: {self.trainable:,} || all params: {self.total:,} || trainable%: {self.share:.4f}"
+        return f"{counts} || as codes: {self.codes:,} in {self.code_bytes:,} bytes" if self.codes else counts
 
 
 def trainable(model: nn.Module) -> Trainable:
     """Count what requires grad, and everything the model computes with: the base and its active adapters."""
-    base = dict(base_parameters(model))
+    base = {id(p): p.numel() for _, p in base_parameters(model)}
+    codes, held = compressed(model)
     active = switch_of(model).on
     on = [host.adapters[n] for _, host in hosts(model) for n in active if n in host.adapters]
     grads = {id(p): p.numel() for m in (model, *on) for p in m.parameters() if p.requires_grad}
-    return Trainable(sum(grads.values()), sum(p.numel() for p in base.values()) + sum(a.added() for a in on))
+    total = sum((base | codes).values()) + sum(a.added() for a in on)
+    size = sum(t.numel() * t.element_size() for t in held.values())
+    return Trainable(sum(grads.values()), total, sum(codes.values()), size)
+
+
+def compressed(model: nn.Module) -> tuple[dict[int, int], dict[int, Tensor]]:
+    """Identity of a tensor kept as codes -> how many parameters it stands for; identity -> tensor, of all kept."""
+    found = [e for _, m in base_modules(model) for e in encoded(m).values()]
+    counts = {id(e.kept[0]): e.count for e in found}
+    return counts, {id(t): t for e in found for t in e.kept}

@@ -1,7 +1,7 @@
 """Errors that say what is wrong, where, what was expected, what was got, and the way out: all of them at once."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 
@@ -48,6 +48,14 @@ def raise_all(problems: Iterable[Problem]) -> None:
     found = tuple(problems)
     if found:
         raise InputError(*found)
+
+
+def alike(problems: Iterable[Problem]) -> list[Problem]:
+    """Problems that differ only in where they are, as one over all places."""
+    places: dict[Problem, list[str]] = {}
+    for p in problems:
+        places.setdefault(replace(p, where=""), []).append(p.where)
+    return [replace(p, where=listed(list(dict.fromkeys(where)))) for p, where in places.items()]
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

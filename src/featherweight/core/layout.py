@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featherweight.core.encoded import like
 from featherweight.core.errors import FeatherweightError, InputError, Problem
 from featherweight.core.host import base_modules, frozen_class
 from featherweight.core.part import spread, transposed
@@ -28,7 +29,8 @@ def fused_rows(model: nn.Module, path: str, module: Any, names: tuple[str, ...],
 
     Raises InputError when the table's layout is not what the model does.
     """
-    out = int(module.weight.shape[1 if transposed(module) else 0])
+    weight = like(module)
+    out = int(weight.shape[1 if transposed(module) else 0])
     rows = halves(out, names) if len(names) == 2 else heads(model, out, names, layout)
     refuse = Problem(
         "cannot tell which rows of this fused projection are " + ", ".join(names),
@@ -37,11 +39,11 @@ def fused_rows(model: nn.Module, path: str, module: Any, names: tuple[str, ...],
     )
     if rows is None:
         raise InputError(refuse)
-    if module.weight.is_meta:
+    if weight.is_meta:
         return rows
     if next(p for p, _ in base_modules(model) if p.endswith(leaf(path)) and same_list(p, path)) != path:
         return rows  # one block speaks for all of its list
-    key = (frozen_class(model), path, tuple(module.weight.shape), layout)
+    key = (frozen_class(model), path, tuple(weight.shape), layout)
     if key not in proven:
         proven[key] = (behaves_as_mlp if len(names) == 2 else behaves_as_attention)(model, path, module, rows)
     if not proven[key]:
@@ -140,7 +142,7 @@ def inner(model: nn.Module, path: str, module: Any, change: Callable[[Tensor], T
     embedding: Any = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None  # type: ignore[operator]
     try:
         with torch.no_grad(), switch(model, None):  # what is attached already would blur the answer
-            ids = torch.arange(5, device=module.weight.device)[None] % embedding.num_embeddings
+            ids = torch.arange(5, device=like(module).device)[None] % embedding.num_embeddings
             model(input_ids=ids)
         return None
     except Seen as seen:

@@ -1,7 +1,8 @@
 """Merging: fold the weight laws of the active adapters into plain weights, for good or for a while.
 
 There is no `merged` flag and no un-merge arithmetic: `merge` gives a plain model back, `merged` keeps what it
-overwrites and puts it back bit for bit.
+overwrites and puts it back bit for bit. A weight kept as codes becomes a plain one: as codes it would lose most of a
+small change, so that `requantize=True` must be asked for, and reports what it lost (`merge_report`).
 """
 
 from collections import Counter
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from featherweight.core.attach import detach
 from featherweight.core.base import Base, lend, write
+from featherweight.core.encoded import encoded, identity, names
 from featherweight.core.errors import FeatherweightError, NotMergeable
+from featherweight.core.evidence import MergeReport, evidence
 from featherweight.core.host import base_modules, hosts, refuse_sharded, stack_of
 from featherweight.core.switch import switch, switch_of
 
@@ -49,26 +52,46 @@ def rewritten(model: nn.Module) -> Rewritten:
     return out
 
 
-def merge(model: nn.Module) -> nn.Module:
+def merge(model: nn.Module, *, requantize: bool = False) -> nn.Module:
     """Fold the active adapters into the weights and take every adapter off: a plain model of the base's class, in
     place.
 
-    A tied tensor that is rewritten in one place only is untied. Raises NotMergeable before anything is touched.
+    A tied tensor that is rewritten in one place only is untied. A weight kept as codes becomes a plain one, exactly;
+    with `requantize=True` it is encoded again, and `model.merge_report` says how much of the change survived.
+    Raises NotMergeable before anything is touched.
     """
     found = rewritten(model)
+    report = evidence(model, found) if requantize else None
     untie(model, found)
     with torch.no_grad():
         for host, name, W in found:
-            write(host, name, W)
+            write(host, name, W, requantize)
+    if report is not None:
+        vars(model)["merge_report"] = report
     return detach(model)
 
 
+def merge_report(model: nn.Module) -> MergeReport:
+    """What `merge(model, requantize=True)` would lose, host by host. Nothing is touched.
+
+    Raises NotMergeable as `merge` does, and InputError where nothing that merging rewrites is kept as codes.
+    """
+    return evidence(model, rewritten(model))
+
+
 @contextmanager
-def merged(model: nn.Module) -> Iterator[nn.Module]:
-    """The model with its active adapters folded into its weights for the length of a `with`; then all is as before."""
+def merged(model: nn.Module, *, requantize: bool = False) -> Iterator[nn.Module]:
+    """The model with its active adapters folded into its weights for the length of a `with`; then all is as before.
+
+    `requantize=True` gives it the values that `merge(model, requantize=True)` would leave it: what those are worth can
+    be measured on held-out rows, before anything is lost.
+    """
     found = rewritten(model)
     with torch.no_grad():
-        back = [lend(host, {name: nn.Parameter(W.clone(), requires_grad=False)}) for host, name, W in found]
+        back = [
+            lend(host, {name: nn.Parameter(lasting(host, name, W, requantize), requires_grad=False)})
+            for host, name, W in found
+        ]
     before = switch(model, None)
     try:
         yield model
@@ -78,17 +101,26 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
         before.__exit__()
 
 
+def lasting(host: Any, name: str, W: Tensor, requantize: bool) -> Tensor:
+    """A merged tensor as the host would keep it."""
+    there = encoded(host).get(name) if requantize else None
+    return W.clone() if there is None else there.again(W)
+
+
 def untie(model: nn.Module, found: Rewritten) -> None:
-    """Give rewritten tensors that other modules share a tensor of their own, unless all sharers get the same one."""
-    holders = Counter(id(p) for _, m in base_modules(model) for p in m._parameters.values() if p is not None)
+    """Give rewritten tensors that other modules share a tensor of their own, unless all sharers get the same one.
+    Codes are never written in place, so that a host which shares some only lets go of them.
+    """
+    holders = Counter(id(identity(m, n)) for _, m in base_modules(model) for n in names(m))
     loose = False
     for host, name, W in found:
-        own = host._parameters.get(name)
+        own = identity(host, name)
         if own is None or holders[id(own)] < 2:
             continue
-        same = [w for h, n, w in found if h._parameters.get(n) is own]
+        same = [w for h, n, w in found if identity(h, n) is own]
         if len(same) < holders[id(own)] or any(not torch.equal(w, W) for w in same):
-            host._parameters[name] = nn.Parameter(own.detach().clone(), requires_grad=own.requires_grad)
+            if name in host._parameters:
+                host._parameters[name] = nn.Parameter(own.detach().clone(), requires_grad=own.requires_grad)
             loose = True
     if loose:
         for hook in on_untie:

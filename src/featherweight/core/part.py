@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from featherweight.core.adapter import Adapter
 from featherweight.core.base import Base, Once, read
+from featherweight.core.encoded import like
 from featherweight.core.host import frozen_class
 
 
@@ -57,11 +58,18 @@ class Part:
 
     @property
     def out_features(self) -> int:
-        return int(self.weight.shape[0])
+        return int(like(self.host).shape[1 if self.flip else 0]) if self.rows is None else len(self.rows)
 
     @property
     def in_features(self) -> int:
-        return int(self.weight.shape[1])
+        return int(like(self.host).shape[0 if self.flip else 1])
+
+
+@like.register(Part)
+def like_cut(part: Part, name: str = "weight") -> Tensor:
+    W = like(part.host, name)
+    W = W.T if part.flip and name == "weight" else W
+    return W if part.rows is None else W[:1].expand(len(part.rows), *W.shape[1:])
 
 
 class PartBase:

@@ -7,6 +7,8 @@ from torch import nn
 
 from featherweight.core.adapter import Replace
 from featherweight.core.base import read
+from featherweight.core.encoded import untrainable
+from featherweight.core.errors import raise_all
 from featherweight.core.site import Site
 
 HALF = (torch.float16, torch.bfloat16)
@@ -14,8 +16,12 @@ Copies = dict[tuple[int, str], nn.Parameter]  # (the tensor, its slice) -> its o
 
 
 def replacement(site: Site, made: Copies, names: Sequence[str] | None = None) -> Replace:
-    """A Replace adapter over the tensors `names` of a site (all of its own where None)."""
+    """A Replace adapter over the tensors `names` of a site (all of its own where None).
+
+    Raises InputError for tensors that are kept as codes.
+    """
     module = site.module
+    raise_all(untrainable(str(site), module, names))
     held = names if names is not None else [n for n, p in module._parameters.items() if p is not None]
     return Replace({n: copy_of(site, n, made) for n in held})
 

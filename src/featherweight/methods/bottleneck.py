@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from featherweight.core.adapter import Adapter
 from featherweight.core.blank import blank
+from featherweight.core.encoded import like, names
 from featherweight.core.errors import Problem, did_you_mean, raise_all
-from featherweight.core.host import base_parameters
+from featherweight.core.host import base_modules
 from featherweight.core.places import Place, Plan
 from featherweight.core.replace import Copies, master
 from featherweight.methods.adapter_drop import Drop
@@ -114,7 +115,8 @@ def size(method: Any, width: int) -> int:
 
 def resembling(place: Place) -> dict[str, Any]:
     """The device and trainable dtype of what is inserted at a place: those of the block's own tensors."""
-    p = next(p for _, p in base_parameters(place.module) if p.is_floating_point())
+    own = (like(m, n) for _, m in base_modules(place.module) for n in names(m))
+    p = next(p for p in own if p.is_floating_point())
     return {"device": p.device, "dtype": master(p.dtype)}
 
 

@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from featherweight.core.adapter import Adapter
+from featherweight.core.encoded import like
 from featherweight.core.errors import Problem, raise_all
 from featherweight.core.method import Adapted, Method
 from featherweight.core.site import Site
@@ -82,7 +83,7 @@ class LoRA(Method):
         scale = alpha / (rank**0.5 if self.rank_stabilized else rank)
         start = STARTS[self.init]
         adapter = self.kinds(start.moved)[site.kind](site.host, rank, scale, self.dropout, self.freeze_A)
-        start.fill(adapter, site.host.weight)
+        start.fill(adapter, site.host)
         return adapter
 
     def kinds(self, moved: bool) -> Mapping[str, type[LowRank]]:
@@ -90,7 +91,7 @@ class LoRA(Method):
         return MOVED if moved else KINDS
 
     def check(self, site: Site, rank: int, alpha: float) -> None:
-        weight = site.host.weight
+        weight = like(site.host)
         most = min(weight.shape[0], weight[0].numel())
         groups = getattr(site.module, "groups", 1)
         start = STARTS.get(self.init)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from featherweight.core.adapter import Adapter, resized
 from featherweight.core.blank import blank
+from featherweight.core.encoded import like
 from featherweight.core.errors import InputError
 from featherweight.core.host import frozen_class
 from featherweight.core.replace import master
@@ -37,9 +38,10 @@ class LowRank(Adapter):
 
     def size(self, host: Any, rank: int) -> None:
         """Make factors of this rank, without values."""
-        out, into = host.weight.shape
-        self.lora_A = blank(nn.Linear, into, rank, bias=False, **kind(host.weight))
-        self.lora_B = blank(nn.Linear, rank, out, bias=False, **kind(host.weight))
+        W = like(host)
+        out, into = W.shape
+        self.lora_A = blank(nn.Linear, into, rank, bias=False, **kind(W))
+        self.lora_B = blank(nn.Linear, rank, out, bias=False, **kind(W))
 
     @property
     def A(self) -> Tensor:
@@ -92,9 +94,9 @@ class LowRankConv(LowRank):
 
     def size(self, host: Any, rank: int) -> None:
         shape = {k: getattr(host, k) for k in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
-        like = kind(host.weight)
-        self.lora_A = blank(nn.Conv2d, host.in_channels, rank, bias=False, **shape, **like)
-        self.lora_B = blank(nn.Conv2d, rank, host.out_channels, 1, bias=False, **like)
+        usual = kind(host.weight)
+        self.lora_A = blank(nn.Conv2d, host.in_channels, rank, bias=False, **shape, **usual)
+        self.lora_B = blank(nn.Conv2d, rank, host.out_channels, 1, bias=False, **usual)
 
     def matrix(self, W: Tensor) -> Tensor:
         return W.flatten(1)
@@ -114,9 +116,10 @@ class LowRankEmbedding(LowRank):
         return nn.Identity()
 
     def size(self, host: Any, rank: int) -> None:
-        vocabulary, width = host.weight.shape
-        self.lora_embedding_A = nn.Parameter(torch.empty(rank, vocabulary, **kind(host.weight)))
-        self.lora_embedding_B = nn.Parameter(torch.empty(width, rank, **kind(host.weight)))
+        W = like(host)
+        vocabulary, width = W.shape
+        self.lora_embedding_A = nn.Parameter(torch.empty(rank, vocabulary, **kind(W)))
+        self.lora_embedding_B = nn.Parameter(torch.empty(width, rank, **kind(W)))
 
     @property
     def A(self) -> Tensor:
@@ -147,10 +150,10 @@ def plain_table(adapter: LowRankEmbedding, base: Any) -> bool:
 
     Raises InputError where the table was resized under the adapter.
     """
-    table = base.host.weight
+    table, cls = like(base.host), frozen_class(base.host)
     if table.shape[0] != adapter.A.shape[1]:
         raise InputError(resized("weight", table, adapter.A.T @ adapter.B.T))
-    return frozen_class(base.host) is nn.Embedding
+    return getattr(cls, "plain", cls) is nn.Embedding  # a table of codes looks its rows up likewise
 
 
 def kind(weight: Tensor) -> dict[str, Any]:

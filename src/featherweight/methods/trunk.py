@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from featherweight.core.anatomy import anatomy, holds
 from featherweight.core.base import read
+from featherweight.core.encoded import identity, names
 from featherweight.core.host import base_modules
 from featherweight.core.site import Site
 from featherweight.core.targets import Targets, resolve
@@ -26,8 +27,9 @@ def trunk(model: nn.Module, targets: Targets = "all") -> Sequence[Site]:
 
 def tensors(site: Site) -> dict[str, tuple[Hashable, Tensor]]:
     """name -> (what the tensor is known by, its value): modules that share a tied one know it by the same key."""
-    own = {n: p for n, p in site.module._parameters.items() if p is not None}
+    module = site.module
+    own = {n: identity(module, n) for n in names(module)}
     if site.rows is not None:
         own = {n: p for n, p in own.items() if n in ("weight", "bias")}
     role = "" if site.rows is None else site.role
-    return {n: ((id(p), role), read(site.module, n) if site.whole else getattr(site.host, n)) for n, p in own.items()}
+    return {n: ((id(p), role), read(module, n) if site.whole else getattr(site.host, n)) for n, p in own.items()}

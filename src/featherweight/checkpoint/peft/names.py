@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from featherweight.core.encoded import like
 from featherweight.core.errors import InputError, Problem, did_you_mean
 from featherweight.core.part import transposed
 
@@ -130,6 +131,4 @@ def targeted(config: Mapping[str, Any], modules: Collection[str], where: str) ->
 
 def width(module: nn.Module) -> int:
     """Rows of a module's weight seen as (out, in)."""
-    weight = module._parameters["weight"]
-    assert weight is not None
-    return int(weight.shape[1 if transposed(module) else 0])
+    return int(like(module).shape[1 if transposed(module) else 0])

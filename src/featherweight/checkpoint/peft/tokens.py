@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from featherweight.checkpoint.entry import Entry
 from featherweight.checkpoint.peft.codec import Adapters, Codec, typed
 from featherweight.checkpoint.peft.names import PREFIX, named, targeted
+from featherweight.core.encoded import identity
 from featherweight.core.errors import InputError, Problem, listed
 from featherweight.core.host import base_modules
 from featherweight.core.method import Method
@@ -24,8 +25,8 @@ DELTA = "trainable_tokens_delta"
 def sharers(model: nn.Module, adapters: Adapters) -> list[str]:
     """Every module whose weight is the embedding's, the embedding itself first."""
     modules = dict(base_modules(model))
-    table = modules[next(iter(adapters))]._parameters["weight"]
-    return [path for path, m in modules.items() if m._parameters.get("weight") is table]
+    table = identity(modules[next(iter(adapters))], "weight")
+    return [path for path, m in modules.items() if identity(m, "weight") is table]
 
 
 def config(model: nn.Module, method: Method, adapters: Adapters) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def method(model: nn.Module, config: Mapping[str, Any], where: str) -> Method:
     if config.get("target_modules") is not None:
         asked = targeted(config, list(modules), where)
         foreign = [p for p in asked if table is not None and modules[p] is not table
-                   and modules[p]._parameters.get("weight") is not table.weight]  # fmt: skip
+                   and identity(modules[p], "weight") is not identity(table, "weight")]  # fmt: skip
         if foreign:
             raise InputError(Problem("trained rows of something else than the input embedding",
                                      f"{where}:target_modules", got=listed(foreign)))  # fmt: skip

@@ -23,21 +23,21 @@ Factors = Callable[[Tensor, int, float], tuple[Tensor, Tensor]]  # W (out, in), 
 
 @dataclass(frozen=True)
 class Start:
-    """`fill(adapter, W)` sets the factors of an adapter on a host of weight W; `moved`: both are other than 0.
+    """`fill(adapter, host)` sets the factors of an adapter on a host; `moved`: both are other than 0.
 
     `prepare(method, model, adapters, batches)` goes on from data; `kinds` are the hosts it can be had on.
     """
 
-    fill: Callable[[LowRank, Tensor], None]
+    fill: Callable[[LowRank, Any], None]
     moved: bool = False
     prepare: Callable[[Any, nn.Module, Any, Any], None] | None = None
     kinds: tuple[str, ...] = ("linear", "conv", "embedding")
 
 
-def drawn(draw: Callable[[Tensor], Any]) -> Callable[[LowRank, Tensor], None]:
+def drawn(draw: Callable[[Tensor], Any]) -> Callable[[LowRank, Any], None]:
     """A as drawn, B = 0; on embeddings A = 0 and B ~ N(0, 1)."""
 
-    def fill(adapter: LowRank, W: Tensor) -> None:
+    def fill(adapter: LowRank, host: Any) -> None:
         if _spared.get():
             return
         if isinstance(adapter, LowRankEmbedding):
@@ -75,12 +75,12 @@ def sparing() -> bool:
     return _spared.get()
 
 
-def moved(factors: Factors) -> Callable[[LowRank, Tensor], None]:
+def moved(factors: Factors) -> Callable[[LowRank, Any], None]:
     """Start from factors of the weight, which itself is left alone: the change is counted from them."""
 
-    def fill(adapter: LowRank, W: Tensor) -> None:
+    def fill(adapter: LowRank, host: Any) -> None:
         assert isinstance(adapter, Shifted)
-        M = adapter.matrix(W.detach()).to(adapter.A.dtype)
+        M = adapter.matrix(host.weight.detach()).to(adapter.A.dtype)
         rank = adapter.A.shape[0]
         if _spared.get():
             adapter.begin(M.new_zeros(rank, M.shape[1]), M.new_zeros(M.shape[0], rank))
