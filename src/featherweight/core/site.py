@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from featherweight.core.encoded import encoded
 from featherweight.core.host import frozen_class
 from featherweight.core.part import Part, transposed
 
@@ -30,11 +31,16 @@ class Site:
 
     @cached_property
     def host(self) -> Any:
-        """What a method builds on: the module, or a facade of it with weight (out, in)."""
-        return self.module if self.whole else Part(self.module, self.rows)
+        """What a method builds on: the module, or a facade of it with weight (out, in) in floating point."""
+        return self.module if self.whole and not coded(self.module) else Part(self.module, self.rows)
 
     def __str__(self) -> str:
         return self.path if self.rows is None else f"{self.path}[{self.role}]"
+
+
+def coded(module: nn.Module) -> bool:
+    """Whether the module keeps codes under the very name of a tensor, so that reading it there gives no values."""
+    return any(name in module._parameters for name in encoded(module))
 
 
 def kind_of(module: nn.Module) -> str:
