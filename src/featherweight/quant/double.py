@@ -14,8 +14,8 @@ Source: Dettmers et al. 2023, QLoRA, arXiv:2305.14314; bytes as bitsandbytes has
 import torch
 from torch import Tensor
 
-from featherweight.quant import codebooks
-from featherweight.quant.blocks import blocks, cut, spread
+from featherweight.quant import codebooks, ops
+from featherweight.quant.blocks import blocks, cut
 from featherweight.quant.scheme import Layout
 
 NESTED = 256  # scales that share an absmax
@@ -66,5 +66,4 @@ def error(packed: dict[str, Tensor], scales: Tensor) -> float:
 
 def decode(codes: Tensor, nested: Tensor, offset: Tensor) -> Tensor:
     """uint8 (count,), float32 (⌈count / 256⌉,), float32 () -> float32 (count,)."""
-    d = codebooks.levels("dynamic8", codes)[codes.int()]
-    return d * spread(nested, NESTED, codes.numel()) + offset
+    return ops.decode_scales(codes, codebooks.levels("dynamic8", codes), nested, offset, NESTED)

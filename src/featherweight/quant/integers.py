@@ -1,6 +1,6 @@
 """Integer codes on a uniform grid, shared by absmax and zero-point.
 
-    q = clamp(round((x - base) / s) + z, low, high)        x̂ = (q - z) s + base        |x - x̂| <= s/2 inside the grid
+    q = clamp(round((x - base) / s + z), low, high)        x̂ = (q - z) s + base        |x - x̂| <= s/2 inside the grid
 
 round goes half to even. Codes of 8 bits are int8 in the tensor's own shape, so that integer products can run on them;
 codes of fewer bits are stored q - low, packed (`packing.py`).
@@ -11,11 +11,11 @@ from math import prod
 import torch
 from torch import Tensor
 
-from featherweight.quant import packing
+from featherweight.quant import ops, packing
 from featherweight.quant.blocks import blocks, cut, pieces, spread
 
 SLACK = 2**8 * 2.0**-149  # a step below the smallest float32 cannot be stored, of which a grid has 2^k
-ROUNDING = 2.0**-22  # of |x|: float32 rounding of the quotient and of the product
+ROUNDING = 2.0**-22  # of the range: float32 rounding of quotient, sum and product
 
 
 def stored(shape: tuple[int, ...], bits: int) -> tuple[torch.dtype, tuple[int, ...]]:
@@ -36,10 +36,11 @@ def encode(
         x = cut(flat[a:b].float(), block)
         if base is not None:
             x = x - base[here, None]
-        q = (x / divisor[here, None]).round_().nan_to_num_(0.0, 0.0, 0.0)
+        q = (x / divisor[here, None]).nan_to_num_(0.0, 0.0, 0.0)
         if zeros is not None:
             q = q + zeros[here, None]
-        q = q.clamp_(low, high) if bits == 8 else q.clamp_(low, high).sub_(low)
+        q = q.round_().clamp_(low, high)
+        q = q if bits == 8 else q.sub_(low)
         codes[a:b] = q.view(-1)[: b - a].to(codes.dtype)
     return codes.view(shape) if bits == 8 else packing.pack(codes, bits, fill=-low)
 
@@ -49,6 +50,8 @@ def decode(
     zeros: Tensor | None = None, base: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The inverse: (q - z) s + base in float32, then cast."""
+    if bits == 8 and zeros is None and base is None:
+        return ops.decode8(codes, scales, block, shape, dtype)
     n = prod(shape)
     q = codes.reshape(-1) if bits == 8 else packing.unpack(codes, bits, n).to(torch.int8).add_(low)
     rows: Tensor = cut(q, block)
@@ -60,9 +63,10 @@ def decode(
     return rows.view(-1)[:n].to(dtype).view(shape)
 
 
-def bound(W: Tensor, block: int, scales: Tensor, least: Tensor, most: Tensor) -> Tensor:
-    """Half a step, and by how much x lies outside the grid, [least, most] of each block; float32 rounding on top."""
-    n, x = W.numel(), W.detach().reshape(-1).float()
+def bound(W: Tensor, clipped: Tensor, block: int, scales: Tensor, least: Tensor, most: Tensor) -> Tensor:
+    """Half a step; by how much clipping moved x; by how much that lies outside the grid, [least, most] of its block."""
+    n, x, inside = W.numel(), W.detach().reshape(-1).float(), clipped.float()
     least, most = spread(least, block, n), spread(most, block, n)
-    excess = (x - most).clamp_min(0) + (least - x).clamp_min(0)
-    return (spread(scales.abs() / 2, block, n) + excess + ROUNDING * x.abs() + SLACK).view(W.shape)
+    excess = (inside - most).clamp_min(0) + (least - inside).clamp_min(0)
+    rounding = ROUNDING * torch.maximum(x.abs(), torch.maximum(least.abs(), most.abs())) + SLACK
+    return (spread(scales.abs() / 2, block, n) + (x - inside).abs() + excess + rounding).view(W.shape)

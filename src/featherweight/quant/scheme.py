@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from featherweight.core.noun import Noun
+from featherweight.quant.scratch import scratch
 
 Packed = dict[str, Tensor]  # name of a packed tensor -> the tensor; what a quantized module keeps as buffers
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # the same names -> dtype and shape, known without data
@@ -75,11 +76,13 @@ class Scheme(Noun):
 
     def product(self, x: Tensor, packed: Mapping[str, Tensor], shape: tuple[int, int], bias: Tensor | None) -> Tensor:
         """x (..., in) -> x Ŵᵀ + b (..., out), in x's dtype and without gradients: what `linear` runs forward."""
-        return F.linear(x, self.decode(packed, shape, x.dtype), bias)
+        with scratch():
+            return F.linear(x, self.decode(packed, shape, x.dtype), bias)
 
     def input_gradient(self, g: Tensor, packed: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
         """g (..., out) -> g Ŵ (..., in), in g's dtype: what `linear` runs backward."""
-        return g.matmul(self.decode(packed, shape, g.dtype))
+        with scratch():
+            return g.matmul(self.decode(packed, shape, g.dtype))
 
     def size(self, shape: tuple[int, ...]) -> int:
         """Bytes stored for a tensor of this shape."""
