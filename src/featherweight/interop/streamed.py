@@ -30,6 +30,13 @@ def own(config: Any) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found.get("quant_method") == METHOD else None
 
 
+def holds_codes(config: Any) -> bool:
+    """Whether a folder is quantized in a way that is read here: by us, or as one of `quantized.foreign`."""
+    from featherweight.interop.quantized.foreign import foreign
+
+    return own(config) is not None or foreign(getattr(config, "quantization_config", None))
+
+
 def check(path: str | os.PathLike[str], config: Any, recipes: tuple[Recipe, ...]) -> None:
     """Raise InputError where the checkpoint is quantized in another way than is asked for, or a scheme needs data."""
     held = getattr(config, "quantization_config", None)
@@ -65,6 +72,8 @@ def streamed(
     from featherweight.interop.hf_quantizer import JOB, Config, Job
 
     stored = checkpoint(path)
+    if holds_codes(config) and not own(config):
+        stored = as_ours(path, config, stored)
     pending = Job(f"{path}/config.json", stored, () if own(config) else recipes)
     asked = {"quantization_config": Config()} if pending.recipes else {}
     token = JOB.set(pending)
@@ -77,6 +86,16 @@ def streamed(
         JOB.reset(token)
     model.name_or_path = model.config.name_or_path = os.fspath(path)
     return model, info
+
+
+def as_ours(path: str | os.PathLike[str], config: Any, stored: Any) -> Any:
+    """Another maker's checkpoint under our names; the config then says what it is to us."""
+    from featherweight.interop.quantized.foreign import translated
+    from featherweight.interop.quantized_folder import Record
+
+    read = translated(config.quantization_config, stored, f"{path}/config.json:quantization_config")
+    config.quantization_config = Record(read.schemes, dict.fromkeys(read.schemes, "")).to_dict()
+    return read.stored
 
 
 def model_class(auto: Any, config: Any) -> Any:

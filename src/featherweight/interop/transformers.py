@@ -73,7 +73,7 @@ def pretrained(
     always = {"dtype": kind, "trust_remote_code": False, "use_safetensors": True}
     with refusing(path), quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if recipes or streamed.own(config):
+        if recipes or streamed.holds_codes(config):
             return streamed.streamed(path, auto, config, recipes, rest | always)
         return auto.from_pretrained(os.fspath(path), output_loading_info=True, **given, **always)
 
