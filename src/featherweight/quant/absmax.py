@@ -22,12 +22,13 @@ from torch import Tensor
 from featherweight.core.errors import raise_all
 from featherweight.quant import clip as clipping
 from featherweight.quant import fields, integers
-from featherweight.quant.blocks import blocks, elements, ends
+from featherweight.quant.activations import Activations
+from featherweight.quant.blocks import blocks, elements, ends, rows_apart
 from featherweight.quant.scheme import Layout, Packed, Scheme
 
 
 @dataclass(frozen=True, repr=False)
-class Absmax(Scheme):
+class Absmax(Activations, Scheme):
     """`bits` 2 to 8; `per` "tensor", "row" or the elements of a block; `clip` None, a percentile of |w|, or "mse"."""
 
     paper: ClassVar[str] = "Dettmers et al. 2022, LLM.int8(), arXiv:2208.07339"
@@ -38,7 +39,12 @@ class Absmax(Scheme):
     full_range: bool = False
 
     def __post_init__(self) -> None:
-        mine = (fields.whole(self, "bits", 2, 8), fields.granularity(self), clipping.problems(self))
+        mine = (
+            fields.whole(self, "bits", 2, 8),
+            fields.granularity(self),
+            clipping.problems(self),
+            self.activation_problems(),
+        )
         raise_all(p for found in (*mine, fields.flag(self, "full_range")) for p in found)
 
     @property
@@ -51,11 +57,17 @@ class Absmax(Scheme):
         return self.clip in (None, "mse")
 
     def encode(self, W: Tensor, seen: Any = None) -> Packed:
-        shape, flat = tuple(W.shape), fields.weight(self, W)
-        block = elements(self.per, shape)
-        flat = clipping.clipped(flat, self.clip, block, lambda width: replace(self, per=width, clip=None))
+        shape = tuple(W.shape)
+        flat, block = self.clipped(W), elements(self.per, shape)
         scales = self.scales(ends(flat, block))
-        return {"codes": integers.encode(flat, shape, block, self.bits, self.low, scales), "scales": scales}
+        codes = integers.encode(flat, shape, block, self.bits, self.low, scales)
+        return {"codes": codes, "scales": scales} | self.recorded(W, seen)
+
+    def clipped(self, W: Tensor) -> Tensor:
+        """The flat weight with its range cut."""
+        flat, block = fields.weight(self, W), elements(self.per, tuple(W.shape))
+        plain = replace(self, clip=None, activations=None)
+        return clipping.clipped(flat, self.clip, block, lambda width: replace(plain, per=width))
 
     def scales(self, ends: Tensor) -> Tensor:
         """(2, blocks): least and greatest -> the steps."""
@@ -68,13 +80,23 @@ class Absmax(Scheme):
         block = elements(self.per, shape)
         return integers.decode(packed["codes"], shape, dtype, block, self.bits, self.low, packed["scales"])
 
+    def rows(self, packed: Mapping[str, Tensor], shape: tuple[int, int], index: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of Ŵ by number: these alone are decoded where each has bytes and scales of its own."""
+        block = elements(self.per, shape)
+        if not rows_apart(shape, block, self.bits):
+            return self.decode(packed, shape, dtype)[index]
+        codes, scales = (packed[name].view(shape[0], -1)[index] for name in ("codes", "scales"))
+        found, flat = (len(index), shape[1]), codes if self.bits == 8 else codes.flatten()
+        return integers.decode(flat, found, dtype, block, self.bits, self.low, scales.view(-1))
+
     def layout(self, shape: tuple[int, ...]) -> Layout:
         groups = blocks(prod(shape), elements(self.per, shape))
-        return {"codes": integers.stored(shape, self.bits), "scales": (torch.float32, (groups,))}
+        weight: Layout = {"codes": integers.stored(shape, self.bits), "scales": (torch.float32, (groups,))}
+        return weight | self.recording()
 
     def bound(self, W: Tensor) -> Tensor:
-        s = self.encode(W)["scales"]
+        s = replace(self, activations=None).encode(W)["scales"]
         high = 2 ** (self.bits - 1) - 1
         low = self.low if self.full_range else -high
         least, most = torch.stack((low * s, high * s)).sort(0).values
-        return integers.bound(W, elements(self.per, tuple(W.shape)), s, least, most)
+        return integers.bound(W, self.clipped(W), elements(self.per, tuple(W.shape)), s, least, most)

@@ -26,6 +26,11 @@ def blocks(n: int, block: int) -> int:
     return -(-n // block) if block else 0
 
 
+def rows_apart(shape: tuple[int, ...], block: int, bits: int) -> bool:
+    """Whether every row has scales and bytes of its own."""
+    return len(shape) == 2 and shape[1] % block == 0 and shape[1] * bits % 8 == 0
+
+
 def pieces(n: int, block: int) -> Iterator[tuple[int, int]]:
     """Ranges that cover n elements: whole blocks (a multiple of 8 of them), or parts of one where blocks are large."""
     step = block * max(8, PIECE // block // 8 * 8)
@@ -39,9 +44,9 @@ def pieces(n: int, block: int) -> Iterator[tuple[int, int]]:
 
 def cut(flat: Tensor, block: int) -> Tensor:
     """(n,) -> (blocks, block), the last one filled up with zeros."""
-    width = min(block, flat.numel())
+    width = min(block, max(flat.numel(), 1))
     short = -flat.numel() % width
-    return (F.pad(flat, (0, short)) if short else flat).view(-1, width)
+    return (F.pad(flat, (0, short)) if short else flat).view(blocks(flat.numel(), width), width)
 
 
 def per_block(flat: Tensor, block: int, reduce: Callable[[Tensor], Tensor]) -> Tensor:

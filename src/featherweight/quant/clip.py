@@ -51,7 +51,9 @@ def clipped(flat: Tensor, clip: Clip, block: int, codec: Callable[[int], Scheme]
 def percentile(rows: Tensor, p: float) -> Tensor:
     """(m, block) -> (2, m): the limits -c and c."""
     k = max(1, ceil(p / 100 * rows.shape[1]))
-    c = rows.abs().kthvalue(k, dim=1).values
+    magnitudes = rows.abs()
+    c = magnitudes.kthvalue(k, dim=1).values
+    c = torch.where(magnitudes.amax(1).isfinite(), c, torch.nan)  # infinity is not to be clipped out of sight
     return torch.stack((-c, c))
 
 

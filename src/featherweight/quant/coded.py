@@ -18,7 +18,7 @@ from torch import Tensor
 from featherweight.core.errors import Problem, raise_all
 from featherweight.quant import clip as clipping
 from featherweight.quant import codebooks, double, fields, integers, ops, packing
-from featherweight.quant.blocks import PIECE, blocks, cut, per_block, pieces, spread
+from featherweight.quant.blocks import PIECE, blocks, cut, per_block, pieces, rows_apart, spread
 from featherweight.quant.scheme import Layout, Packed
 
 
@@ -49,13 +49,16 @@ class Coded:
         return self.clip in (None, "mse") and codebooks.idempotent(self.codebook)
 
     def encode(self, W: Tensor, seen: Any = None) -> Packed:
-        flat = fields.weight(self, W)
+        flat, name = self.clipped(W), self.codebook
         block = min(self.block, flat.numel())
-        flat = clipping.clipped(flat, self.clip, block, lambda b: replace(self, block=b, double=False, clip=None))  # type: ignore[arg-type, return-value]
-        name = self.codebook
         table, fill = codebooks.searched(name, flat), codebooks.zero(name)
         codes, absmax = encode(flat, table, codebooks.bits(name), block, fill)
         return {"codes": codes} | (double.encode(absmax) if self.double else {"absmax": absmax})
+
+    def clipped(self, W: Tensor) -> Tensor:
+        """The flat weight with its range cut."""
+        flat, plain = fields.weight(self, W), replace(self, double=False, clip=None)
+        return clipping.clipped(flat, self.clip, min(self.block, flat.numel()), lambda b: replace(plain, block=b))  # type: ignore[arg-type, return-value]
 
     def scales(self, packed: Mapping[str, Tensor]) -> Tensor:
         """float32, one for each block."""
@@ -68,6 +71,23 @@ class Coded:
         table = codebooks.levels(name, codes)
         return decode(codes, self.scales(packed), table, codebooks.bits(name), self.block, shape, dtype)
 
+    def product(self, x: Tensor, packed: Mapping[str, Tensor], shape: tuple[int, int], bias: Tensor | None) -> Tensor:
+        codes, name = packed["codes"], self.codebook
+        if codebooks.bits(name) != 4:
+            return super().product(x, packed, shape, bias)  # type: ignore[misc]
+        table = codebooks.levels(name, codes)
+        return ops.linear4(x, codes, self.scales(packed), table, self.block, shape, bias)
+
+    def rows(self, packed: Mapping[str, Tensor], shape: tuple[int, int], index: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of Ŵ by number: these alone are decoded where each has bytes and scales of its own."""
+        name = self.codebook
+        bits = codebooks.bits(name)
+        if not rows_apart(shape, self.block, bits):
+            return self.decode(packed, shape, dtype)[index]
+        codes = packed["codes"].view(shape[0], -1)[index].flatten()
+        scales = self.scales(packed).view(shape[0], -1)[index].flatten()
+        return decode(codes, scales, codebooks.levels(name, codes), bits, self.block, (len(index), shape[1]), dtype)
+
     def layout(self, shape: tuple[int, ...]) -> Layout:
         n = prod(shape)
         count = blocks(n, self.block)
@@ -75,18 +95,13 @@ class Coded:
         return {"codes": codes} | (double.layout(count) if self.double else {"absmax": (torch.float32, (count,))})
 
     def bound(self, W: Tensor) -> Tensor:
-        """Half the widest gap of the table; beyond the scale, what was cut; with `double`, the scale's own error."""
-        flat, block, n = fields.weight(self, W), min(self.block, W.numel()), W.numel()
-        s = per_block(flat, block, lambda b: b.abs().amax(1)).float()
-        scales = s
-        if self.double or self.clip is not None:
-            plain = replace(self, double=False).encode(W)
-            scales, final = plain["absmax"], self.scales(self.encode(W))
-        else:
-            final = scales
-        off = (final - scales).abs() + codebooks.reach(self.codebook) * scales + integers.ROUNDING * s
-        excess = (flat.float().abs() - spread(scales, block, n)).clamp_min(0)
-        return (spread(off, block, n) + excess + integers.SLACK).view(W.shape)
+        """Half the widest gap of the table; what clipping moved; with `double`, the scale's own error."""
+        flat, clipped, n = fields.weight(self, W), self.clipped(W), W.numel()
+        block = min(self.block, n)
+        s = per_block(clipped, block, lambda b: b.abs().amax(1)).float()
+        final = self.scales(double.encode(s)) if self.double else s
+        off = (final - s).abs() + (codebooks.reach(self.codebook) + integers.ROUNDING) * s
+        return (spread(off, block, n) + (flat.float() - clipped.float()).abs() + integers.SLACK).view(W.shape)
 
 
 def encode(flat: Tensor, table: Tensor, bits: int, block: int, fill: int = 0) -> tuple[Tensor, Tensor]:

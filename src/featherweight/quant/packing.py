@@ -5,8 +5,6 @@
 The tail is filled up with a code of the caller's choice (zero's).
 """
 
-from math import gcd
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -51,7 +49,7 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
 
 def group(bits: int) -> tuple[int, int]:
     """The fewest codes that fill whole bytes, and those bytes."""
-    common = gcd(bits, 8)
+    common = bits & -bits  # gcd(bits, 8): the lowest bit that is set
     return 8 // common, bits // common
 
 

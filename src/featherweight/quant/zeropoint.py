@@ -1,6 +1,6 @@
 """Zero-point: the range from least to greatest on all 2^k codes, with 0 on a code of its own.
 
-    s = (max - min) / (2^k - 1)        z = round(-min / s)        q = clamp(round(x / s) + z, 0, 2^k - 1)
+    s = (max - min) / (2^k - 1)        z = ⌊½ - min / s⌋        q = clamp(round(x / s + z), 0, 2^k - 1)
     x̂ = (q - z) s                      |x - x̂| <= s/2             min <= 0 <= max
 
 The range is widened to hold 0, so that 0 is exact. Codes of 8 bits, and their z, are kept less 128 as int8.
@@ -58,22 +58,26 @@ class ZeroPoint(Activations, Scheme):
         return self.clip in (None, "mse")
 
     def encode(self, W: Tensor, seen: Any = None) -> Packed:
-        shape, flat = tuple(W.shape), fields.weight(self, W)
-        block = elements(self.per, shape)
-        flat = clipping.clipped(
-            flat, self.clip, block, lambda width: replace(self, per=width, clip=None, activations=None), False
-        )
+        shape = tuple(W.shape)
+        flat, block = self.clipped(W), elements(self.per, shape)
         least, greatest = ends(flat, block)
         if self.zero == "integer":
             least, greatest = least.clamp_max(0), greatest.clamp_min(0)
         steps = 2**self.bits - 1
-        scales = greatest / steps - least / steps  # not their difference first: that may overflow
+        scales = step(least, greatest, steps)
         if self.zero == "float":
             codes = integers.encode(flat, shape, block, self.bits, self.low, scales, self.origin(scales), least)
             return {"codes": codes, "scales": scales, "minimum": least}
-        zeros = (-least / torch.where(scales == 0, 1.0, scales)).round_().nan_to_num_(0.0).clamp_(0, steps) + self.low
+        zeros = (0.5 - least / torch.where(scales == 0, 1.0, scales)).floor_().nan_to_num_(0.0).clamp_(0, steps)
+        zeros = zeros + self.low
         codes = integers.encode(flat, shape, block, self.bits, self.low, scales, zeros)
         return {"codes": codes, "scales": scales, "zeros": self.keep(zeros)} | self.recorded(W, seen)
+
+    def clipped(self, W: Tensor) -> Tensor:
+        """The flat weight with its range cut."""
+        flat, block = fields.weight(self, W), elements(self.per, tuple(W.shape))
+        plain = replace(self, clip=None, activations=None)
+        return clipping.clipped(flat, self.clip, block, lambda width: replace(plain, per=width), symmetric=False)
 
     def origin(self, like: Tensor) -> Tensor:
         """The zero points of the float variant: the lowest code, everywhere."""
@@ -106,4 +110,11 @@ class ZeroPoint(Activations, Scheme):
         scales, zeros, base = self.grid(replace(self, activations=None).encode(W))
         origin = torch.zeros_like(scales) if base is None else base
         least, most = (origin + (end - zeros) * scales for end in (self.low, self.low + 2**self.bits - 1))
-        return integers.bound(W, elements(self.per, tuple(W.shape)), scales, least, most)
+        return integers.bound(W, self.clipped(W), elements(self.per, tuple(W.shape)), scales, least, most)
+
+
+def step(least: Tensor, greatest: Tensor, steps: int) -> Tensor:
+    """float32, rounded down: rounded up, a range that is symmetric about 0 would leave the highest code unused."""
+    width = greatest.double() - least.double()
+    scales = (width / steps).float()
+    return torch.where(scales.double() * steps > width, torch.nextafter(scales, torch.zeros_like(scales)), scales)
