@@ -14,6 +14,7 @@ from featherweight.checkpoint.fingerprint import FEW, Fingerprint, frozen
 from featherweight.checkpoint.peft.common import base_name, brought
 from featherweight.checkpoint.record import Record, digest
 from featherweight.checkpoint.save import config_of, entries_of, in_use, release
+from featherweight.core.encoded import Encoded
 from featherweight.core.host import frozen_class
 from featherweight.core.method import Adapted
 from featherweight.core.state import adapters, state
@@ -71,9 +72,10 @@ def blank(model: nn.Module, without: Collection[str]) -> Fingerprint:
     sample = 4 * FEW * len(tensors)
     return Fingerprint(
         base=f"{cls} ({name})" if name else cls,
-        parameters=sum(t.numel() for t in tensors.values()),
+        parameters=sum(t.count if isinstance(t, Encoded) else t.numel() for t in tensors.values()),
         dtype="+".join(sorted(str(d).removeprefix("torch.") for d in {t.dtype for t in tensors.values()})),
         names="0" * 8 * len(tensors),
         exact="0" * 8 * len(tensors),
         sample="0" * (4 * -(-sample // 3)),
+        scheme=", ".join(sorted({t.scheme for t in tensors.values() if isinstance(t, Encoded)})),
     )

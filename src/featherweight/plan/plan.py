@@ -18,7 +18,7 @@ from featherweight.interop.transformers import dtype_of
 from featherweight.plan import facts, files, shell, verbs
 from featherweight.plan.traced import Job, Trace, trace
 from featherweight.plan.training import training_step
-from featherweight.quant.scheme import Scheme
+from featherweight.quant.recipe import Recipe
 from featherweight.tasks import Task
 from featherweight.train.settings import Settings, settings
 
@@ -33,7 +33,7 @@ class Plan:
 
     model: str
     method: Method | None
-    scheme: Scheme | None
+    scheme: Recipe | None
     task: Task
     batch: int
     length: int
@@ -76,23 +76,25 @@ class Plan:
         }  # fmt: skip
 
 
-def plan(source: Any, method: Method | None = None, scheme: Scheme | None = None, *, task: Task | None = None,
+def plan(source: Any, method: Method | None = None, scheme: Any = None, *, task: Task | None = None,
          data: Any = None, columns: Any = None, probe: bool = False, **values: Any) -> Plan:  # fmt: skip
     """Plan training `method` on a model (a config, a live model, a folder, a config.json, a hub name).
 
     values: `batch`, `length`, `precision`, `optimizer`, `checkpointing`, `packing` and every other setting of
     training, spelt as there. Without a method only using the model is planned. `data` adds what its rows will do
     (needs the model's tokenizer); `probe` runs three real steps on random weights and adds their time.
-    Raises InputError for a config that makes no model, an architecture nobody can see, and whatever attach or
-    quantize would refuse.
+    scheme: a number format for the base, or a Recipe, or the file form of either.
+    Raises InputError for a config that makes no model, an architecture nobody can see, and whatever attach or quantize
+    would refuse.
     """
     chosen = settings(values)
     config = shell.config_of(source)
     wanted = task or facts.task_of(config)
     length = facts.length_of(config, chosen.length, DEFAULT_LENGTH)
-    model = made(config, wanted, method, scheme, chosen.precision)
+    recipe = next(iter(Recipe.of(scheme)), None)
+    model = made(config, wanted, method, recipe, chosen.precision)
     counts, block = trainable(model), largest_block(model)
-    peaks = verbs.peaks(model, scheme)
+    peaks = verbs.peaks(model, recipe is not None)
     size = files.adapter_bytes(model) if method is not None else 0
     seen = trace(model, jobs(wanted, method, chosen, length))
     step, answer = seen.get("train", NOTHING), seen["answer"]
@@ -100,14 +102,14 @@ def plan(source: Any, method: Method | None = None, scheme: Scheme | None = None
     if "merge" in seen:
         peaks["merge"] = round(sum(seen["merge"].peak.values()))
     return Plan(
-        model=name_of(config), method=method, scheme=scheme, task=wanted, batch=chosen.batch, length=length,
+        model=name_of(config), method=method, scheme=recipe, task=wanted, batch=chosen.batch, length=length,
         precision=chosen.precision, trainable=counts.trainable, total=counts.total, adapter_bytes=size,
         memory=whole(step.peak), resting=whole(step.resting), peaks=peaks,
         kv_cache=round(answer.resting.get(verbs.CACHE, 0)), flops=round(step.flops),
         forward_flops=round(step.forward_flops or answer.forward_flops),
         token_flops=round(answer.flops / chosen.batch) if wanted.generates else 0, largest_block=block,
         data=facts.of_data(data, source, wanted, length, chosen, columns) if data is not None else {},
-        seconds=verbs.probe(made(config, wanted, method, scheme, chosen.precision), wanted, chosen, length)
+        seconds=verbs.probe(made(config, wanted, method, recipe, chosen.precision), wanted, chosen, length)
         if probe else None,
         notes=facts.notes(wanted, chosen),
     )  # fmt: skip
@@ -125,11 +127,11 @@ def jobs(task: Task, method: Method | None, chosen: Settings, length: int) -> di
     return found | {"answer": verbs.answering(task, chosen.batch, length)}
 
 
-def made(config: Any, task: Task, method: Method | None, scheme: Scheme | None, precision: str) -> nn.Module:
+def made(config: Any, task: Task, method: Method | None, recipe: Recipe | None, precision: str) -> nn.Module:
     """The model as training has it, on the meta device: quantized, with the adapter attached."""
     model = shell.built(config, task.auto, dtype_of(precision), task.model_options())
-    if scheme is not None:
-        shell.quantized(model, scheme)
+    if recipe is not None:
+        shell.quantized(model, recipe)
     return shell.adapted(model, method) if method is not None else model
 
 

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from featherweight.core.anatomy import anatomy, find_blocks
+from featherweight.core.anatomy import find_blocks
 from featherweight.core.attach import attach
 from featherweight.core.errors import InputError, Problem, did_you_mean
 from featherweight.core.host import base_modules, hosts
 from featherweight.core.method import Method
+from featherweight.core.part import Part
 from featherweight.quant.quantized import Quantized, become_quantized
-from featherweight.quant.scheme import Scheme
+from featherweight.quant.recipe import Recipe
+from featherweight.quant.skip import choose
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -153,12 +155,12 @@ def blocks_of(model: nn.Module) -> list[nn.ModuleList]:
     return [m for path, m in base_modules(model) if path in lists and isinstance(m, nn.ModuleList)]
 
 
-def quantized(model: nn.Module, scheme: Scheme) -> None:
-    """Quantize a meta model: every linear layer that `fw.quantize` would take gets packed tensors of its layout."""
-    for site in anatomy(model).sites("linear"):
-        shape = tuple(site.module._parameters["weight"].shape)  # type: ignore[union-attr]
-        packed = {n: torch.empty(dims, dtype=dtype, device="meta") for n, (dtype, dims) in scheme.layout(shape).items()}
-        become_quantized(site.module, scheme, packed)
+def quantized(model: nn.Module, recipe: Recipe) -> None:
+    """Quantize a meta model: every layer that `fw.quantize` takes gets packed tensors of its layout."""
+    for place in choose(model, recipe.targets, recipe.skip).places:
+        layout = recipe.scheme.layout(tuple(Part(place.module).weight.shape))
+        packed = {name: torch.empty(dims, dtype=dtype, device="meta") for name, (dtype, dims) in layout.items()}
+        become_quantized(place.module, recipe.scheme, packed)
 
 
 def frozen_tensors(model: nn.Module) -> Iterator[Tensor]:

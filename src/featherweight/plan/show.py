@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featherweight.plan.fit import Option
 from featherweight.plan.placement import placements
 from featherweight.plan.plan import Plan
 from featherweight.plan.traced import ACTIVATIONS, ADAPTERS, BACKWARD, BASE, CODES, GRADIENTS, LOSS, OPTIMIZER
@@ -51,7 +52,7 @@ def screen(plan: Plan, out: "Console", devices: int = 8) -> None:
     from rich.text import Text
 
     what = "nothing: the model as it is" if plan.method is None else repr(plan.method)
-    base = plan.precision if plan.scheme is None else f"{plan.scheme!r}, {plan.precision} arithmetic"
+    base = plan.precision if plan.scheme is None else f"{plan.scheme.scheme!r}, {plan.precision} arithmetic"
     out.print(Text(f"{plan.model}   {what}   base in {base}   {plan.batch} x {plan.length} tokens"))
     counted = f"{plan.trainable:,} of {plan.total:,} parameters train ({plan.share:.3g} %)"
     out.print(Text(f"{counted}; adapter file {size(plan.adapter_bytes)}"))
@@ -71,8 +72,8 @@ def screen(plan: Plan, out: "Console", devices: int = 8) -> None:
     table.add_column("bytes", justify="right")
     for name, value in plan.peaks.items():
         table.add_row(name, size(value))
-    if plan.kv_cache:
-        table.add_row("  of it key/value cache", size(plan.kv_cache))
+        if name == "generate" and plan.kv_cache:
+            table.add_row("  of it keys and values", size(plan.kv_cache))
     out.print(table)
     if plan.memory:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -141,3 +142,27 @@ def bars(axes: Any, plans: Sequence[tuple[str, Plan]]) -> None:
     axes.set_yticks(range(len(plans)), [label for label, _ in plans])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.15 * max(left))
+
+
+def options(found: Sequence[Option], limit: int, out: "Console") -> None:
+    """What fits, best first."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    if not found:
+        out.print(Text(f"nothing fits into {size(limit)}, not even one row at a time: give shorter rows with --length"))
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    titles = ("method", "base", "recompute", "rows at a time", "accumulate", "peak", "trains")
+    for title in titles:
+        table.add_column(title, justify="left" if title in ("method", "base", "recompute") else "right")
+    for option in found:
+        p = option.plan
+        table.add_row(repr(p.method), p.precision if p.scheme is None else repr(p.scheme.scheme),
+                      "yes" if option.checkpointing else "", str(p.batch), str(option.accumulate),
+                      size(p.peak_bytes), f"{p.trainable:,}")  # fmt: skip
+    out.print(
+        Text(f"what fits into {size(limit)}, best first (more of the model reached, then a finer base, then faster)")
+    )
+    out.print(table)

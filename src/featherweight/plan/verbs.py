@@ -16,7 +16,6 @@ from featherweight.plan import shell
 from featherweight.plan.live import Live
 from featherweight.plan.traced import BATCH, Job
 from featherweight.plan.training import arithmetic, expect, inputs
-from featherweight.quant.scheme import Scheme
 from featherweight.tasks import Task
 from featherweight.train.optimizers import optimizer, parameters
 from featherweight.train.settings import Settings
@@ -87,11 +86,11 @@ def merging(model: nn.Module, live: Live, marks: dict[str, Any]) -> None:
     marks["resting"] = {"folded": float(sum(W.numel() * W.element_size() for _, _, W in folded))}
 
 
-def peaks(model: nn.Module, scheme: Scheme | None) -> dict[str, int]:
+def peaks(model: nn.Module, quantized: bool) -> dict[str, int]:
     """Bytes at the peaks that need no trace: of loading, quantizing and saving."""
     frozen, biggest = shell.frozen_bytes(model), shell.largest_tensor(model)
     found = {"load": frozen + biggest}
-    if scheme is not None:
+    if quantized:
         found["quantize"] = frozen + biggest
     if adapter := shell.adapter_bytes(model):
         found["save"] = frozen + 2 * adapter

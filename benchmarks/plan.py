@@ -1,0 +1,147 @@
+"""Planned against measured memory of training, each run in a process of its own.
+
+    python benchmarks/plan.py                every run that is not in the JSON yet, about 15 s each; stop and go on at will
+    python benchmarks/plan.py --only gpt2    runs whose name contains a word
+
+Shapes of MiniLM, GPT-2 and a 12-layer Llama x two methods x fp32, bf16 and NF4 x recomputing on and off x two lengths.
+Measured is the peak of resident memory over three steps, less what the process had after its imports and a step of a
+tiny model of the same kind (which loads what the first step loads). Nothing in the planner is fitted to any of these.
+"""
+
+import argparse
+import gc
+import itertools
+import json
+import statistics
+import warnings
+from pathlib import Path
+from typing import Any
+
+import _paired
+
+LENGTHS = {"minilm": (16, (64, 128)), "gpt2": (4, (128, 256)), "llama": (4, (128, 256))}  # rows, tokens
+METHODS = ("lora", "houlsby")
+FORMATS = ("fp32", "bf16", "nf4")
+GRID = list(itertools.product(LENGTHS, METHODS, FORMATS, (False, True), (0, 1)))
+
+
+def config(kind: str, tiny: bool = False) -> Any:
+    import transformers as tf
+
+    wide, deep, heads = {"minilm": (384, 6, 12), "gpt2": (768, 12, 12), "llama": (768, 12, 12)}[kind]
+    if tiny:
+        wide, deep, heads = 64, 2, 2
+    if kind == "minilm":
+        return tf.BertConfig(hidden_size=wide, intermediate_size=4 * wide, num_hidden_layers=deep,
+                             num_attention_heads=heads, architectures=["BertForSequenceClassification"])  # fmt: skip
+    if kind == "gpt2":
+        return tf.GPT2Config(n_embd=wide, n_layer=deep, n_head=heads, architectures=["GPT2LMHeadModel"])
+    return tf.LlamaConfig(vocab_size=32000, hidden_size=wide, intermediate_size=8 * wide // 3, num_hidden_layers=deep,
+                          num_attention_heads=heads, max_position_embeddings=512,
+                          architectures=["LlamaForCausalLM"])  # fmt: skip
+
+
+def nouns(method: str, kind: str) -> tuple[Any, Any]:
+    import featherweight as fw
+
+    made = fw.LoRA(rank=8, targets="linear") if method == "lora" else fw.Houlsby(reduction=16)
+    return made, fw.NF4(double=True) if kind == "nf4" else None
+
+
+def values(rows: int, length: int, kind: str, recompute: bool) -> dict[str, Any]:
+    precision = "fp32" if kind == "fp32" else "bf16"
+    return {"batch": rows, "length": length, "precision": precision, "checkpointing": recompute}
+
+
+def train(form: Any, method: Any, scheme: Any, options: dict[str, Any], steps: int, settled: Any = None) -> None:
+    """Steps as `fw.train` makes them, on random weights. `settled` is called when the model stands."""
+    import torch
+
+    import featherweight as fw
+    from featherweight.plan import facts, training
+    from featherweight.train.optimizers import optimizer, parameters
+    from featherweight.train.settings import settings
+    from featherweight.train.setup import adapted, conditions
+
+    torch.manual_seed(0)
+    task, chosen = facts.task_of(form), settings(options)
+    model = training_model(form, task, options["precision"])
+    if scheme is not None:
+        fw.quantize(model, scheme)
+    trained = adapted(model, method, "default", 0)
+    if settled is not None:
+        settled()
+    with conditions(model, chosen):
+        rule = optimizer("adamw", list(trained.values()), None, 0.0)
+        rows = training.inputs(model, task, options["batch"], options["length"])
+        for _ in range(steps):
+            with training.arithmetic(options["precision"]):
+                loss, _ = task.loss(model, rows)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters(rule), 1.0)
+            rule.step()
+            rule.zero_grad(set_to_none=True)
+
+
+def training_model(form: Any, task: Any, precision: str) -> Any:
+    import torch
+    import transformers
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    form = type(form).from_dict(form.to_dict() | task.model_options())
+    return getattr(transformers, task.auto).from_config(form, dtype=dtype)
+
+
+def measured(kind: str, method: str, number: str, recompute: bool, at: int) -> dict[str, Any]:
+    """Bytes of resident memory that the run adds at its peak, and the base line."""
+    import featherweight as fw
+
+    rows, lengths = LENGTHS[kind]
+    made, scheme = nouns(method, number)
+    options = values(rows, lengths[at], number, recompute)
+    _paired.threads()
+    train(config(kind, tiny=True), made, scheme, options | {"length": 32}, 2)
+    gc.collect()
+    base = _paired.status("VmRSS")
+
+    def settled() -> None:
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")
+
+    train(config(kind), made, scheme, options, 3, settled)
+    peak = _paired.status("VmHWM") - base
+    planned = fw.plan(config(kind), made, scheme, **options)
+    return {"measured": peak, "planned": planned.train_bytes, "ratio": round(planned.train_bytes / peak, 4),
+            "base_line": base, "memory": dict(planned.memory)}  # fmt: skip
+
+
+def summary(runs: dict[str, Any]) -> dict[str, Any]:
+    off = sorted(abs(r["ratio"] - 1) for r in runs.values())
+    return {"runs": len(off), "within_10_percent": sum(o <= 0.1 for o in off), "median_off": round(statistics.median(off), 4),
+            "worst_off": round(off[-1], 4)}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="")
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if options.one:
+        kind, method, number, recompute, at = options.one
+        print(json.dumps(measured(kind, method, number, recompute == "True", int(at))))
+        return
+    runs = {} if options.fresh else _paired.load("plan").get("runs", {})
+    for cell in GRID:
+        kind, method, number, recompute, at = cell
+        name = f"{kind} {method} {number} {'recompute' if recompute else 'keep'} {LENGTHS[kind][1][at]}"
+        if options.only not in name or name in runs:
+            continue
+        runs[name] = _paired.child(__file__, "--one", *map(str, cell), env=_paired.ALLOCATOR)
+        print(name, {k: v for k, v in runs[name].items() if k != "memory"}, flush=True)
+        _paired.write("plan", {"machine": _paired.machine(), "summary": summary(runs), "runs": runs})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""`fw plan`: what a run will need, from the same file and flags as `fw train`, before anything is loaded."""
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from featherweight.cli.config import checked, columns, overridden, together
+from featherweight.cli.flags import read_flags
+from featherweight.cli.nouns import noun
+from featherweight.cli.recipes import recipe
+from featherweight.cli.schema import OWN, Key, methods, run_keys, tasks
+from featherweight.cli.screen import Shown
+from featherweight.cli.toml_file import read_toml
+from featherweight.cli.value import Value
+from featherweight.core.errors import InputError, Problem, raise_all
+
+MORE = (
+    Key("fit", str, None, "List what fits into this much memory, best first: 6GB, 512MB."),
+    Key("devices", int, 8, "Devices to share the work, for the table of placements."),
+    Key("probe", bool, False, "Run three steps on random weights and tell their time."),
+    Key("picture", str, None, "Draw the memory into this file: .png or .svg."),
+)
+USAGE = """\
+Usage: fw plan [MODEL | RUN.TOML] [--KEY VALUE ...]
+
+What a run needs before it runs: parameters, memory, disk and work, from the config alone.
+Takes every key of fw train, and these:
+"""
+EXAMPLES = """\
+
+  fw plan MODEL --method lora --quantize nf4 --batch 4 --length 1024
+  fw plan run.toml --probe
+  fw plan MODEL --fit 6GB
+"""
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+         "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+
+
+def command(*words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Shown:
+    """What a run needs, before it runs."""
+    if not words or "--help" in words or "-h" in words:
+        more = tuple(f"  --{k.name:<10} {k.about}" for k in MORE)
+        return Shown({"keys": {k.name: k.about for k in MORE}}, (USAGE, *more, EXAMPLES))
+    given, problems, values = read(words)
+    method, task = noun("method", methods, values, problems), noun("task", tasks, values, problems)
+    scheme = recipe("quantize", values, problems)
+    if "model" not in given:
+        problems.append(Problem("a model is needed", "MODEL", fix="fw plan MODEL: a folder, a config.json, a hub name"))
+    limit = bytes_of(given.pop("fit", None), "--fit", problems)
+    own = {k.name for k in (*OWN, *MORE)}
+    settings = {k: v for k, v in given.items() if k not in own and "." not in k}
+    problems += together(settings, values)
+    raise_all(problems)
+    options = {"task": task, "scheme": scheme, **settings}
+    if limit is not None:
+        return fitting(given, limit, method, options)
+    return planned(given, method, options)
+
+
+def read(words: tuple[str, ...]) -> tuple[dict[str, Any], list[Problem], dict[str, Value]]:
+    """The plain values, what is wrong so far, and all values. A first word that is no TOML file is the model."""
+    keys: Mapping[str, Key] = run_keys() | {key.name: key for key in MORE}
+    first, flags, problems = read_flags(words, keys)
+    listed: list[Value] = []
+    if first is not None and first.suffix == ".toml":
+        try:
+            listed = read_toml(first)
+        except InputError as error:
+            problems += error.problems
+    elif first is not None:
+        flags = [Value("model", str(first), "MODEL", flag=True), *flags]
+    values = overridden(listed, flags)
+    return checked(values, keys, problems), problems, values
+
+
+def planned(given: Mapping[str, Any], method: Any, options: dict[str, Any]) -> Shown:
+    from featherweight.methods import LoRA
+    from featherweight.plan import plan
+    from featherweight.plan.show import picture, screen
+
+    scheme = options.pop("scheme")
+    found = plan(given["model"], method or LoRA(), scheme, data=given.get("data"), columns=columns(given),
+                 probe=given.get("probe", False), **options)  # fmt: skip
+    devices = given.get("devices", 8)
+    pieces: list[Any] = [partial(screen, found, devices=devices)]
+    if given.get("picture"):
+        pieces.append(f"picture: {picture([(found.model, found)], Path(given['picture']))}")
+    return Shown(found.to_dict() | {"placements": placed(found, devices)}, tuple(pieces))
+
+
+def placed(found: Any, devices: int) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from featherweight.plan.placement import placements
+
+    return [asdict(p) for p in placements(found, devices)]
+
+
+def fitting(given: Mapping[str, Any], limit: int, method: Any, options: dict[str, Any]) -> Shown:
+    from featherweight.plan.fit import fit
+    from featherweight.plan.show import options as table
+
+    scheme = options.pop("scheme")
+    schemes = None if scheme is None else [None if scheme == "none" else scheme]
+    found = fit(given["model"], limit, [method] if method else (), schemes, **options)
+    data = {"limit": limit, "options": [
+        o.plan.to_dict() | {"checkpointing": o.checkpointing, "accumulate": o.accumulate} for o in found
+    ]}  # fmt: skip
+    return Shown(data, (partial(table, found, limit),), code=0 if found else 1)
+
+
+def bytes_of(text: str | None, where: str, problems: list[Problem]) -> int | None:
+    """6GB -> 6,000,000,000. What cannot be read becomes a problem."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?I?B?)\s*", text, re.IGNORECASE)
+    unit = match[2].upper() if match else "?"
+    unit = unit if unit in UNITS else f"{unit}B"
+    try:
+        return round(float(match[1]) * UNITS[unit])  # type: ignore[index]
+    except (TypeError, KeyError, ValueError):
+        problems.append(Problem("not an amount of memory", where, "such as 6GB or 512MB", repr(text)))
+        return None
