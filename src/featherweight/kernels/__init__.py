@@ -8,6 +8,7 @@ from featherweight.kernels import bank as bank  # registers rows of LoRA on nn.L
 from featherweight.kernels import dora as dora  # registers DoRA on nn.Linear
 from featherweight.kernels import lora as lora  # registers LoRA on nn.Linear
 from featherweight.kernels import native_ops as native_ops  # registers native code for codes
+from featherweight.kernels import qlora as qlora  # registers LoRA on linear layers over codes
 from featherweight.kernels.cross_entropy import linear_cross_entropy
 from featherweight.kernels.fuse import fuse, unfuse
 

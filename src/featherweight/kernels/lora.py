@@ -120,5 +120,9 @@ def thin(B: Tensor, dtype: torch.dtype) -> Tensor:
 
 def input_gradient(g: Tensor, W: Tensor, gb: Tensor, A: Tensor, mask: Tensor | None) -> Tensor:
     """g W + m∘(gb A): (n, in)."""
-    dx = g.mm(W)
+    return with_low_rank(g.mm(W), gb, A, mask)
+
+
+def with_low_rank(dx: Tensor, gb: Tensor, A: Tensor, mask: Tensor | None) -> Tensor:
+    """dx + m∘(gb A), in place: (n, in)."""
     return dx.addmm_(gb, A) if mask is None else dx.add_(keep_(gb.mm(A), flat(mask)))
