@@ -129,7 +129,7 @@ def test_quantizing_comes_before_or_after_attaching(arch: str, method: Any) -> N
     assert len(list(hosts(one))) == len(list(hosts(two)))
     for model in (one, two):
         with torch.no_grad():
-            for k, p in model.named_parameters():
+            for p in model.parameters():
                 if p.requires_grad:
                     p.copy_(torch.linspace(-0.1, 0.1, p.numel()).view(p.shape))
     assert torch.equal(logits(one, inputs(arch)), logits(two, inputs(arch)))
@@ -329,20 +329,49 @@ def broken(change: Any) -> tuple[Any, dict[str, Tensor]]:
     return model, state
 
 
+# what is done to the state -> what is said of it
 BAD: dict[str, tuple[Any, str]] = {
-    "short": (lambda s: s.update({"0.codes": s["0.codes"][:-1]}), r"0\.codes: not what NF4\(\) stores for \(6, 48\); "
-              r"expected torch.uint8 \(144,\); got torch.uint8 \(143,\)"),
-    "dtype": (lambda s: s.update({"0.codes": s["0.codes"].float()}), r"0\.codes.*expected torch.uint8.*got torch.float32"),
-    "nan": (lambda s: s["0.absmax"].__setitem__(1, float("nan")), r"0\.absmax: 1 of 5 values are not finite"),
-    "scheme": (lambda s: s.update({"0.scheme": note(s, type="fp4")}), r"0\.scheme: codes of another scheme.*'nf4'.*'fp4'"),
-    "block": (lambda s: s.update({"0.scheme": note(s, block=32)}), r"codes of another scheme.*'block': 64.*'block': 32"),
-    "turned": (lambda s: s.update({"0.scheme": note(s, shape=[48, 6])}), r"another scheme.*\[6, 48\].*\[48, 6\]"),
-    "note": (lambda s: s.update({"0.scheme": s["0.scheme"][:9]}), r"0\.scheme: cannot be read; expected JSON"),
-    "float": (lambda s: s.update({"0.weight": torch.zeros(6, 48)}), r"the module keeps codes.*0\.weight, a tensor in "
-              r"floating point.*dequantize"),
-    "missing": (lambda s: s.pop("0.absmax"), r"0\.absmax: missing packed tensor of NF4\(\)"),
-    "extra": (lambda s: s.update({"0.zeros": torch.zeros(1)}), r"Unexpected key.*0\.zeros"),
-}  # fmt: skip
+    "short": (
+        lambda s: s.update({"0.codes": s["0.codes"][:-1]}),
+        r"0\.codes: not what NF4\(\) stores for \(6, 48\); expected torch.uint8 \(144,\); got torch.uint8 \(143,\)",
+    ),
+    "dtype": (
+        lambda s: s.update({"0.codes": s["0.codes"].float()}),
+        r"0\.codes.*expected torch.uint8.*got torch.float32",
+    ),
+    "nan": (
+        lambda s: s["0.absmax"].__setitem__(1, float("nan")),
+        r"0\.absmax: 1 of 5 values are not finite",
+    ),
+    "scheme": (
+        lambda s: s.update({"0.scheme": note(s, type="fp4")}),
+        r"0\.scheme: codes of another scheme.*'nf4'.*'fp4'",
+    ),
+    "block": (
+        lambda s: s.update({"0.scheme": note(s, block=32)}),
+        r"codes of another scheme.*'block': 64.*'block': 32",
+    ),
+    "turned": (
+        lambda s: s.update({"0.scheme": note(s, shape=[48, 6])}),
+        r"another scheme.*\[6, 48\].*\[48, 6\]",
+    ),
+    "note": (
+        lambda s: s.update({"0.scheme": s["0.scheme"][:9]}),
+        r"0\.scheme: cannot be read; expected JSON",
+    ),
+    "float": (
+        lambda s: s.update({"0.weight": torch.zeros(6, 48)}),
+        r"the module keeps codes.*0\.weight, a tensor in floating point.*dequantize",
+    ),
+    "missing": (
+        lambda s: s.pop("0.absmax"),
+        r"0\.absmax: missing packed tensor of NF4\(\)",
+    ),
+    "extra": (
+        lambda s: s.update({"0.zeros": torch.zeros(1)}),
+        r"Unexpected key.*0\.zeros",
+    ),
+}
 
 
 def note(state: dict[str, Tensor], **other: Any) -> Tensor:

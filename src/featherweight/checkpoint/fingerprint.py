@@ -8,6 +8,11 @@ a fixed sample of its values. Two digests of the sample serve two questions:
 * another dtype (a cast of the same base): four values of each tensor, compared within what bf16 keeps.
 
 A tensor that the adapter itself brings along (a task head) is left out: the base's own copy is never used.
+
+A tensor kept as codes goes by the name and shape of what it decodes to, and by its codes and scales. The same codes are
+the same base. Of codes and floats, or of codes of two formats, only the tensors that neither keeps as codes are held
+against each other: an adapter trained on a quantized base is of use on the float one and the other way round, so that
+is no error, and `strangeness` says it. Where it is one (LoftQ makes up for what one rounding lost), the method says so.
 Reading is 1,024 values a tensor, so a fingerprint takes milliseconds for any size of base.
 """
 
@@ -23,8 +28,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from featherweight.core.encoded import Encoded, encoded
 from featherweight.core.errors import Problem
-from featherweight.core.host import base_parameters, frozen_class
+from featherweight.core.host import base_modules, base_parameters, frozen_class
 
 MANY, FEW = 1024, 4
 CAST_RTOL, CAST_ATOL = 2.0**-7, 2.0**-24  # one unit in the last place of bf16; the smallest fp16 number
@@ -39,7 +45,8 @@ class Fingerprint:
     dtype: str
     names: str
     exact: str
-    sample: str  # base64 of fp32, FEW values a tensor
+    sample: str  # base64 of fp32, FEW values a tensor; NaN for one kept as codes
+    scheme: str = ""  # the number formats of tensors kept as codes
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -48,17 +55,30 @@ class Fingerprint:
 def fingerprint(model: nn.Module, without: Collection[str] = (), name: str = "") -> Fingerprint:
     """The fingerprint of a model's frozen part, tensors named in `without` left out. `name`: what to call the base."""
     tensors = frozen(model, without)
-    dtypes = sorted(str(d).removeprefix("torch.") for d in {t.dtype for t in tensors.values()})
+    dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})
     cls = frozen_class(model).__name__
-    few = [sampled(t, FEW, padded=True).astype("<f4") for t in tensors.values()]
+    few = [unknown() if isinstance(t, Encoded) else values(t) for t in tensors.values()]
     return Fingerprint(
         base=f"{cls} ({name})" if name else cls,
-        parameters=sum(t.numel() for t in tensors.values()),
+        parameters=sum(t.count if isinstance(t, Encoded) else t.numel() for t in tensors.values()),
         dtype="+".join(dtypes),
-        names="".join(named(key, t.shape) for key, t in tensors.items()),
-        exact="".join(exact(t, f) for t, f in zip(tensors.values(), few, strict=True)),
+        names="".join(named(key, torch.Size(t.shape)) for key, t in tensors.items()),
+        exact="".join(
+            digest("".join(exact(k, values(k)) for k in t.kept).encode()) if isinstance(t, Encoded) else exact(t, f)
+            for t, f in zip(tensors.values(), few, strict=True)
+        ),
         sample=base64.b64encode(numpy.concatenate(few).tobytes() if few else b"").decode(),
+        scheme=", ".join(sorted({t.scheme for t in tensors.values() if isinstance(t, Encoded)})),
     )
+
+
+def values(tensor: Tensor) -> Any:
+    return sampled(tensor, FEW, padded=True).astype("<f4")
+
+
+def unknown() -> Any:
+    """In place of values that only decoding would tell."""
+    return numpy.full(FEW, numpy.nan, "<f4")
 
 
 def differences(model: nn.Module, saved: Fingerprint, without: Collection[str] = (), name: str = "") -> list[Problem]:
@@ -71,8 +91,20 @@ def differences(model: nn.Module, saved: Fingerprint, without: Collection[str] =
     if first is not None:
         tensor = keys[first] if first < len(keys) else "a tensor that this model lacks"
         return [wrong(mine, saved, tensor, "name or shape")]
-    first = unlike(mine.exact, saved.exact, 8) if mine.dtype == saved.dtype else uncast(mine.sample, saved.sample)
+    alike = (mine.dtype, mine.scheme) == (saved.dtype, saved.scheme)
+    first = unlike(mine.exact, saved.exact, 8) if alike else uncast(mine.sample, saved.sample)
     return [] if first is None else [wrong(mine, saved, keys[first], "values")]
+
+
+def strangeness(model: nn.Module, saved: Fingerprint) -> Problem | None:
+    """That the base is kept in another number format than the one on record, which is no other base."""
+    schemes = {e.scheme for _, m in base_modules(model) for e in encoded(m).values()}
+    mine = ", ".join(sorted(schemes))
+    if mine == saved.scheme:
+        return None
+    wanted, got = saved.scheme or "floating point", mine or "floating point"
+    return Problem("the adapter was trained over weights in another number format", "base", wanted, got,
+                   "what rounding changed shows in the outputs")  # fmt: skip
 
 
 def wrong(mine: Fingerprint, saved: Fingerprint, tensor: str, what: str) -> Problem:
@@ -84,9 +116,16 @@ def wrong(mine: Fingerprint, saved: Fingerprint, tensor: str, what: str) -> Prob
     )
 
 
-def frozen(model: nn.Module, without: Collection[str]) -> dict[str, Tensor]:
-    """The base's tensors by name, sorted, tied ones once."""
-    return {key: t for key, t in sorted(base_parameters(model)) if key not in without}
+def frozen(model: nn.Module, without: Collection[str]) -> dict[str, Tensor | Encoded]:
+    """The base's tensors by name, sorted, tied ones once; those kept as codes by the name of what they decode to."""
+    found: dict[str, Tensor | Encoded] = dict(base_parameters(model))
+    seen: set[int] = set()
+    for path, module in base_modules(model):
+        for name, it in encoded(module).items():
+            if id(it.kept[0]) not in seen:
+                found[f"{path}.{name}" if path else name] = it
+            seen.add(id(it.kept[0]))
+    return {key: t for key, t in sorted(found.items()) if key not in without}
 
 
 def unlike(mine: str, saved: str, width: int) -> int | None:
@@ -102,7 +141,8 @@ def unlike(mine: str, saved: str, width: int) -> int | None:
 def uncast(mine: str, saved: str) -> int | None:
     """The first tensor whose sampled values are no cast of those on record."""
     here, there = (numpy.frombuffer(base64.b64decode(s), "<f4").astype("f8") for s in (mine, saved))
-    far = numpy.abs(here - there) > CAST_ATOL + CAST_RTOL * numpy.abs(there)
+    with numpy.errstate(invalid="ignore"):  # NaN, of codes, is never far
+        far = numpy.abs(here - there) > CAST_ATOL + CAST_RTOL * numpy.abs(there)
     return int(far.argmax()) // FEW if far.any() else None
 
 

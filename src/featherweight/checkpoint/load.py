@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from featherweight.checkpoint.entry import Entry, unpacked
 from featherweight.checkpoint.exchange import OUT, exchangeable
 from featherweight.checkpoint.files import CONFIG, WEIGHTS, present, read_json, read_tensors
-from featherweight.checkpoint.fingerprint import differences
+from featherweight.checkpoint.fingerprint import differences, strangeness
 from featherweight.checkpoint.peft.common import SHARED, base_name, brought, wants_head
 from featherweight.checkpoint.peft.names import PREFIX
 from featherweight.checkpoint.peft.table import for_type
@@ -117,6 +118,12 @@ def check_base(model: nn.Module, stored: Stored, strict: bool) -> None:
     if stored.record is None:
         return
     problems = differences(model, stored.record.base, brought(model, stored.tensors), base_name(model) or "")
+    strange = strangeness(model, stored.record.base)
+    if strange is not None and Method.from_dict(stored.record.method).rounded:
+        fix = "quantize the base the same way first, or give strict_base=False to go on all the same"
+        problems.append(replaced(strange, what="the adapter makes up for what one number format loses", fix=fix))
+    elif strange is not None:
+        log.warning("%s", strange)
     if strict:
         raise_all(problems)
     for problem in problems:

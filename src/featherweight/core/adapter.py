@@ -42,6 +42,12 @@ class Adapter(nn.Module):
         """Whether it has a weight law."""
         return type(self).merge is not Adapter.merge
 
+    def rounding(self, W: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
+        """Called when the host's matrix W (out, in) is about to be kept as codes, `rounded` being what a matrix decodes
+        to; returns what to keep in W's place. An adapter may start from what is lost here (LoftQ).
+        """
+        return W
+
     def learn(self, on: bool) -> None:
         """Turn training of the parameters on or off; methods with a frozen half override this."""
         self.requires_grad_(on)

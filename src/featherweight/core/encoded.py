@@ -53,6 +53,10 @@ def identity(module: Any, name: str) -> Tensor | None:
     return held
 
 
+def same(a: Tensor, b: Tensor) -> bool:
+    return a is b or torch.equal(a, b)
+
+
 def names(module: Any) -> list[str]:
     """The tensors that a module computes with, as the plain module has them: those kept as codes, and its own."""
     own = [n for n, p in module._parameters.items() if p is not None]

@@ -116,6 +116,18 @@ class Parts(Adapter):
                 merged[name] = part.paste(name, merged.get(name, W[name]), w)
         return merged
 
+    def rounding(self, W: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
+        for role, rows in self.rows.items():
+            adapter: Any = self.of[role]
+            if rows is None:
+                W = adapter.rounding(W, rounded)
+            else:
+                at = rows.to(W.device)
+                W = W.index_copy(
+                    0, at, adapter.rounding(W[at], lambda w, W=W, at=at: rounded(W.index_copy(0, at, w))[at])
+                )
+        return W
+
     @property
     def folds(self) -> bool:
         return all(a.folds for a in self.of.values())

@@ -4,7 +4,7 @@ imports none.
 
 from typing import Any
 
-from featherweight.core import attach, attending
+from featherweight.core import attach, attending, merge
 from featherweight.interop import attention, cached, deberta, root
 from featherweight.interop.quantized import live, live_bnb, live_tensors
 from featherweight.quant.quantize import on_quantize
@@ -17,6 +17,9 @@ if not live.libraries:
 if root.settle not in attach.on_attach:
     attach.on_attach.append(root.settle)
     attach.on_detach.append(root.leave)
+
+if root.untied not in merge.on_untie:
+    merge.on_untie.append(root.untied)
 
 if deberta.settle not in attach.on_attach:
     attach.on_attach.append(deberta.settle)

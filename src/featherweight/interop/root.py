@@ -57,6 +57,13 @@ def live(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def untied(model: nn.Module) -> None:
+    """A merge gave a tied matrix values of its own: the config says so, or reloading would tie it again."""
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "tie_word_embeddings"):
+        config.tie_word_embeddings = False
+
+
 def settle(model: nn.Module) -> None:
     """After an attach: give every transformers model in `model` a `save_pretrained` that writes adapters."""
     for module in pretrained(model):

@@ -9,7 +9,8 @@ B starts at 0, so the start is the identity; A is Kaiming-uniform with a = √5 
 deviation 1/r (the paper's text). Embeddings: A (r, V) = 0, B (H, r) ~ N(0, 1). Convolutions: A keeps the kernel, B is
 1 × 1. Merge: W + s B A.
 Other starts: `pissa`, `olora` (h = W x + s (B A − B₀ A₀) x from factors of W; W itself is never changed), `eva` (A from
-the inputs of the layer, ranks shared out anew), `orthogonal` (orthonormal rows of A).
+the inputs of the layer, ranks shared out anew), `loftq` (from what quantizing W loses), `orthogonal` (orthonormal rows
+of A).
 LoRA-FA, `freeze_A`: A stays, r · out parameters, and only A x is kept for the backward pass in place of x.
 LoRA+, `lr_ratio` λ: B's rate is λ times A's (the paper: 16). Embeddings, whose zero factor is A, and DoRA's magnitudes
 keep the plain rate.
@@ -35,7 +36,7 @@ from featherweight.core.site import Site
 from featherweight.core.targets import Targets, resolve
 from featherweight.methods.lowrank import LowRank, LowRankConv, LowRankEmbedding, added
 from featherweight.methods.shifted import ShiftedConv, ShiftedEmbedding, ShiftedLinear
-from featherweight.methods.starts import LATER, STARTS
+from featherweight.methods.starts import STARTS
 
 __all__ = ["LoRA", "LowRank", "LowRankConv", "LowRankEmbedding", "added", "pick"]
 
@@ -48,7 +49,7 @@ class LoRA(Method):
     """`alpha=None` means 2 × rank.
 
     Patterns map a regex (matched at the end of a path, at a dot) to another rank or alpha; a rank of 0 leaves the
-    place out. `init` is one of kaiming, gaussian, pissa, olora, eva and orthogonal.
+    place out. `init` is one of kaiming, gaussian, pissa, olora, eva, orthogonal, loftq and loftq-2 to loftq-5 (rounds).
     """
 
     rank: int = 8
@@ -66,6 +67,11 @@ class LoRA(Method):
     place: ClassVar[str] = "linear layers, embeddings, convolutions"
     lr: ClassVar[float] = 5e-4
     lr_source: ClassVar[str] = "Hu et al. 2021: 2e-4 to 5e-4 on GLUE"
+
+    @property
+    def rounded(self) -> bool:  # type: ignore[override]
+        """Whether the start is LoftQ's."""
+        return self.init in STARTS and STARTS[self.init].rounded
 
     def hosts(self, model: nn.Module) -> Sequence[Site]:
         found = resolve(model, self.targets, ("linear", "conv", "embedding"))
@@ -100,8 +106,7 @@ class LoRA(Method):
             sides = f"1 to {most}, the smaller side of {tuple(weight.shape)}"
             wrong.append(Problem("rank out of range", f"{site}: method.rank", sides, str(rank)))
         if start is None:
-            fix = LATER.get(self.init, "")
-            wrong.append(Problem("unknown init", "method.init", " or ".join(STARTS), repr(self.init), fix))
+            wrong.append(Problem("unknown init", "method.init", " or ".join(STARTS), repr(self.init)))
         elif site.kind not in start.kinds:
             fix = f"leave it out of the targets: {self.init} reads the inputs of {' and '.join(start.kinds)} layers"
             wrong.append(Problem("an init that is not to be had here", f"{site}: method.init", got=self.init, fix=fix))

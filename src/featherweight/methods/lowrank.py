@@ -5,6 +5,7 @@ To all of them the weight is one matrix (out, in): a convolution's is C_out × (
 B's second axis.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from featherweight.core.replace import master
 
 class LowRank(Adapter):
     """On a linear layer: lora_A.weight (r, in), lora_B.weight (out, r)."""
+
+    rounds = 0  # of LoftQ, which starts when the host's weight becomes codes
 
     def __init__(self, host: Any, rank: int, scale: float, dropout: float = 0.0, freeze_A: bool = False):
         super().__init__()
@@ -79,6 +82,11 @@ class LowRank(Adapter):
 
     def merge(self, W: Any) -> dict[str, Tensor]:
         return {"weight": added(W["weight"], self.shaped(self.delta(), W["weight"]))}
+
+    def rounding(self, W: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
+        from featherweight.methods.starts.loftq import loftq
+
+        return loftq(self, W, rounded) if self.rounds else W
 
     def learn(self, on: bool) -> None:
         self.requires_grad_(on)

@@ -15,7 +15,7 @@ from featherweight.core.host import base_parameters, refuse_sharded
 from featherweight.core.part import Part
 from featherweight.core.targets import Targets
 from featherweight.quant.outputs import output_errors
-from featherweight.quant.quantized import become_quantized
+from featherweight.quant.quantized import agreed, become_quantized
 from featherweight.quant.report import Layer, Report, measured, with_outputs
 from featherweight.quant.scheme import Packed, Scheme
 from featherweight.quant.skip import Choice, Place, choose
@@ -73,6 +73,7 @@ def replaced(place: Place, scheme: Scheme, packed: dict[str, Packed] | None, dty
     """Make one module a quantized one. Its codes leave `packed`: no more than one layer is kept twice."""
     W = matrix(place.module)
     codes = scheme.encode(W) if packed is None else packed.pop(place.path)
+    codes = agreed(place.module, W, scheme, codes)
     layer = measured(place, W, scheme, codes, W.numel() * W.element_size())
     become_quantized(place.module, scheme, codes, dtype)
     return layer

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.core.base import lend, write
-from featherweight.core.encoded import Encoded, encoded
+from featherweight.core.encoded import Encoded, encoded, same
 from featherweight.core.errors import InputError, Problem, raise_all
-from featherweight.core.host import frozen_class, reclass
+from featherweight.core.host import Host, frozen_class, reclass
 from featherweight.quant.scheme import Packed, Scheme
 from featherweight.quant.stored import misfits, written
 
@@ -108,6 +108,21 @@ def moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
         return there
     tensor.data = there
     return tensor
+
+
+def agreed(module: Any, W: Tensor, scheme: Scheme, packed: Packed) -> Packed:
+    """The codes to keep for a module's matrix W (out, in): `packed`, or what its adapters want in their place, which
+    may start from what rounding loses (LoftQ). Called before the module becomes a quantized one.
+    """
+    kept = W
+
+    def rounded(M: Tensor) -> Tensor:
+        return scheme.decode(packed if same(M, W) else scheme.encode(M), tuple(W.shape), W.dtype)
+
+    adapters: Any = module.adapters.values() if isinstance(module, Host) else ()
+    for adapter in adapters:
+        kept = adapter.rounding(kept, rounded)
+    return packed if same(kept, W) else scheme.encode(kept)
 
 
 def become_quantized(module: Any, scheme: Scheme, packed: Packed, dtype: torch.dtype | None = None) -> None:

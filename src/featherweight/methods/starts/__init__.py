@@ -1,6 +1,6 @@
 """Where low-rank factors start, by name: at random, from the weight, or from data.
 
-A start fills the factors of a fresh adapter; quantization adds `loftq` here under its name.
+A start fills the factors of a fresh adapter.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from featherweight.methods.lowrank import LowRank, LowRankEmbedding
 from featherweight.methods.shifted import Shifted
-from featherweight.methods.starts import eva
+from featherweight.methods.starts import eva, loftq
 from featherweight.methods.starts.olora import olora
 from featherweight.methods.starts.pissa import pissa
 
@@ -25,13 +25,15 @@ Factors = Callable[[Tensor, int, float], tuple[Tensor, Tensor]]  # W (out, in), 
 class Start:
     """`fill(adapter, host)` sets the factors of an adapter on a host; `moved`: both are other than 0.
 
-    `prepare(method, model, adapters, batches)` goes on from data; `kinds` are the hosts it can be had on.
+    `prepare(method, model, adapters, batches)` goes on from data; `kinds` are the hosts it can be had on. `rounded`: it
+    makes up for what one number format loses.
     """
 
     fill: Callable[[LowRank, Any], None]
     moved: bool = False
     prepare: Callable[[Any, nn.Module, Any, Any], None] | None = None
     kinds: tuple[str, ...] = ("linear", "conv", "embedding")
+    rounded: bool = False
 
 
 def drawn(draw: Callable[[Tensor], Any]) -> Callable[[LowRank, Any], None]:
@@ -90,6 +92,17 @@ def moved(factors: Factors) -> Callable[[LowRank, Any], None]:
     return fill
 
 
+def waiting(rounds: int) -> Callable[[LowRank, Any], None]:
+    """The identity until the host's weight becomes codes, or until `prepare`."""
+    usual = drawn(lambda A: nn.init.kaiming_uniform_(A, a=5**0.5))
+
+    def fill(adapter: LowRank, host: Any) -> None:
+        adapter.rounds = rounds
+        usual(adapter, host)
+
+    return fill
+
+
 STARTS: dict[str, Start] = {
     "kaiming": Start(drawn(lambda A: nn.init.kaiming_uniform_(A, a=5**0.5))),
     "gaussian": Start(drawn(lambda A: nn.init.normal_(A, std=1 / A.shape[0]))),
@@ -98,6 +111,11 @@ STARTS: dict[str, Start] = {
     "olora": Start(moved(olora), moved=True),
     "eva": Start(drawn(lambda A: nn.init.kaiming_uniform_(A, a=5**0.5)), prepare=eva.prepare, kinds=("linear",)),
 }
-LATER = {"loftq": "it comes with quantization: it starts from what rounding the weight loses"}
+STARTS |= {
+    "loftq" if rounds == 1 else f"loftq-{rounds}": Start(
+        waiting(rounds), prepare=loftq.prepare, kinds=("linear", "embedding"), rounded=True
+    )
+    for rounds in range(1, 6)
+}
 
-__all__ = ["LATER", "STARTS", "Start", "spared"]
+__all__ = ["STARTS", "Start", "spared"]
