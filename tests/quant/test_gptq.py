@@ -339,3 +339,21 @@ def test_bits_a_parameter() -> None:
     assert GPTQ(bits=3).size((4096, 4096)) * 8 / 4096**2 == pytest.approx(3 + 35 / 128)
     assert GPTQ(symmetric=True).size((4096, 4096)) * 8 / 4096**2 == pytest.approx(4.25)
     assert GPTQ(act_order=True).size((4096, 4096)) - GPTQ().size((4096, 4096)) == 4 * 4096
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_a_report_counts_the_codes(bits: int) -> None:
+    """Rows end on a whole byte, and the lowest bits come first: not what other formats' counts would take them for."""
+    from support.models import inputs, tiny
+
+    import featherweight as fw
+
+    model = tiny("llama")
+    report = fw.quantize(model, GPTQ(bits=bits, group=16), batches=[inputs("llama")])
+    for layer in report.layers:
+        module = model.get_submodule(layer.path)
+        codes = bitstream.unpack(module.packed["codes"], bits, layer.shape[1])
+        assert layer.usage.counts == tuple(codes.flatten().bincount().tolist())
+        assert layer.output is not None
+        assert layer.output < (0.1 if bits == 4 else 0.2)
+    assert model.get_submodule(layer.path).scheme == GPTQ(bits=bits, group=16)

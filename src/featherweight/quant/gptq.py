@@ -122,6 +122,9 @@ class GPTQ(Scheme):
         q = F.pad(q, (0, -k % group)).unflatten(1, (-1, group))
         return ((q - z[..., None]) * s[..., None]).flatten(1)[:, :k].to(dtype).reshape(shape)
 
+    def unpacked(self, packed: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+        return bitstream.unpack(packed["codes"], self.bits, shape[-1])
+
     def zeros(self, packed: Mapping[str, Tensor], out: int) -> Tensor:
         """The zero points as floats, (out, groups)."""
         return bitstream.unpack(packed["zeros"], self.bits, out).T.float()

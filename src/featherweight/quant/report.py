@@ -149,7 +149,8 @@ def measured(place: Place, W: Tensor, scheme: Scheme, packed: Mapping[str, Tenso
     error -= W
     after = sum(t.numel() * t.element_size() for t in packed.values())
     signal, noise = squares(W), squares(error)
-    return Layer(place.path, place.role, place.block, shape, bytes_before, after, signal, noise, usage(packed, shape))
+    used = usage(packed, shape, scheme.unpacked(packed, shape))
+    return Layer(place.path, place.role, place.block, shape, bytes_before, after, signal, noise, used)
 
 
 def squares(x: Tensor) -> float:
@@ -157,9 +158,11 @@ def squares(x: Tensor) -> float:
     return float(torch.linalg.vector_norm(x.detach(), dtype=torch.float32)) ** 2
 
 
-def usage(packed: Mapping[str, Tensor], shape: tuple[int, ...]) -> Usage | None:
+def usage(packed: Mapping[str, Tensor], shape: tuple[int, ...], unpacked: Tensor | None = None) -> Usage | None:
     """Counts by code where there are `codes` of 1 to 8 bits (`packing.py`); None for other layouts and floats."""
     codes, n = packed.get("codes"), prod(shape)
+    if unpacked is not None:
+        return Usage(tuple(torch.bincount(unpacked.reshape(-1)).tolist()))
     if codes is None or codes.dtype not in (torch.uint8, torch.int8):
         return None
     codes = codes.reshape(-1).view(torch.uint8)

@@ -84,6 +84,10 @@ class Scheme(Noun):
         with scratch():
             return g.matmul(self.decode(packed, shape, g.dtype))
 
+    def unpacked(self, packed: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor | None:
+        """The codes, uint8 each, where they are kept in another way than `packing` packs them; None else."""
+        return None
+
     def size(self, shape: tuple[int, ...]) -> int:
         """Bytes stored for a tensor of this shape."""
         return sum(dtype.itemsize * prod(dims) for dtype, dims in self.layout(shape).values())
