@@ -66,6 +66,8 @@ _HOME = {
         "Geometric",
     ),
     "featherweight.interop": ("load_model", "load_base"),
+    "featherweight.interop.quantized.adopt": ("adopt",),
+    "featherweight.interop.quantized.export": ("save_quantized",),
     "featherweight.tasks": ("Classification", "MultiLabel", "Regression", "CausalLM", "Seq2Seq"),
     "featherweight.evaluate": ("evaluate", "predict", "generate"),
     "featherweight.train": ("train",),

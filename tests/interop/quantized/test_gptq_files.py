@@ -152,7 +152,7 @@ def test_the_config_says_the_scheme_again() -> None:
     said = config(4, 32, "gptq_v2") | {"desc_act": True, "damp_percent": 0.05}
     scheme, _ = read_gptq(Raw(4, 32, 64, 32, act_order=True).file(), "", layout_of(said))
     assert (scheme.act_order, scheme.static_groups, scheme.damp) == (True, False, 0.05)
-    assert layout_of(config_of(scheme)) == layout_of(said)
+    assert layout_of(config_of([scheme])) == layout_of(said)
     fixed, _ = read_gptq(Raw(4, 32, 64, 32).file(), "", layout_of(said))  # inputs by activation, groups of neighbors
     assert (fixed.act_order, fixed.static_groups) == (True, True)
 

@@ -17,7 +17,7 @@ from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.interop.quantized import bnb
 from featherweight.interop.quantized.bnb4 import STATE, read4
 from featherweight.interop.quantized.bnb8 import read8
-from featherweight.interop.quantized.gptq import layout_of, read_gptq
+from featherweight.interop.quantized.gptq import layout_of, overridden, read_gptq
 from featherweight.interop.stream import NAMES as NAMES_OF
 from featherweight.quant.llmint8 import LLMInt8
 from featherweight.quant.scheme import Scheme
@@ -129,9 +129,10 @@ def int8(mine: Mapping[str, Any], path: str, threshold: float) -> tuple[Scheme, 
 
 def grouped(form: Mapping[str, Any], stored: Mapping[str, Any], where: str) -> tuple[list[str], Reader]:
     """Paths of GPTQ's or AWQ's weights, and how one is read: whole, as zeros and groups decide the scheme."""
-    layout = layout_of(form, where)
+    layout_of(form, where)
 
     def reader(mine: Mapping[str, Any], path: str) -> tuple[Scheme, dict[str, Any]]:
+        layout = layout_of(overridden(form, path), where)
         return read_gptq({k: t[...] for k, t in mine.items()}, path, layout)
 
     return ending(stored, ["qweight"]), reader

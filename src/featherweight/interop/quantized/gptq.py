@@ -13,6 +13,7 @@ AWQ stores z, and within each word its values in the order 0 2 4 6 1 3 5 7.
 Source: IST-DASLab/gptq; AutoGPTQ/AutoGPTQ and ModelCloud/GPTQModel, qlinear; mit-han-lab/llm-awq, qmodule.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,6 +64,14 @@ def layout_of(config: Mapping[str, Any], where: str = "quantization_config") -> 
     damp = config.get("damp_percent")
     symmetric = not config.get("zero_point", True) if form == "awq" else bool(config.get("sym", True))
     return Layout(int(bits or 0), int(size), form, symmetric, bool(config.get("desc_act")), float(damp or 0.01))
+
+
+def overridden(config: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The config of one module: `dynamic` maps patterns of paths to what is other there; "-:" is a module in float."""
+    for pattern, other in (config.get("dynamic") or {}).items():
+        if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), path):
+            return {**config, **other}
+    return dict(config)
 
 
 def read_gptq(tensors: Mapping[str, Tensor], path: str, layout: Layout) -> tuple[GPTQ, Packed]:
@@ -182,10 +191,19 @@ def unsayable(
         yield Problem("a scale is too large for float16", f"{stem}scales", "65504 at most", fix="skip this module")
 
 
-def config_of(scheme: GPTQ, form: str = "gptq_v2") -> dict[str, Any]:
-    """What `quantization_config` of config.json, and quantize_config.json, say of a checkpoint in this scheme."""
+def config_of(schemes: list[GPTQ], form: str = "gptq_v2") -> dict[str, Any]:
+    """What `quantization_config` of config.json, and quantize_config.json, say of layers in these schemes.
+
+    Raises InputError where they differ in bits or groups.
+    """
+    first = schemes[0]
+    kinds = {(s.bits, s.group) for s in schemes}
+    if len(kinds) > 1:
+        got = ", ".join(sorted({repr(s) for s in schemes}))
+        raise_all([Problem("a GPTQ folder has one width and one group", "format", repr(first), got)])
     return {
-        "quant_method": "gptq", "bits": scheme.bits, "group_size": scheme.group, "desc_act": scheme.act_order,
-        "static_groups": scheme.static_groups, "sym": scheme.symmetric, "damp_percent": scheme.damp,
-        "true_sequential": True, "lm_head": False, "checkpoint_format": form, "pack_dtype": "int32",
+        "quant_method": "gptq", "bits": first.bits, "group_size": first.group,
+        "desc_act": any(s.act_order for s in schemes), "static_groups": any(s.static_groups for s in schemes),
+        "sym": all(s.symmetric for s in schemes), "damp_percent": first.damp, "true_sequential": True,
+        "lm_head": False, "checkpoint_format": form, "pack_dtype": "int32",
     }  # fmt: skip
