@@ -1,5 +1,7 @@
 """Every scheme on every shape: the error within its bound, the layout as said, zero on zero, NaN in sight."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -12,10 +14,23 @@ from support.schemes import DTYPES, SCHEMES, fill, shapes, weights
 from torch import Tensor
 
 from featherweight.core.errors import InputError
-from featherweight.quant import Scheme, blocks, coded, packing
+from featherweight.quant import Scheme, blocks, clip, coded, packing
 
 every = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
-few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+SWEEP = os.environ.get("FEATHERWEIGHT_TESTS") == "sweep"
+few = settings(max_examples=200 if SWEEP else 10, deadline=None, derandomize=True, database=None)
+COMPILED = (
+    "half", "absmax", "absmax-4bits", "absmax-3bits-tensor", "zeropoint", "zeropoint-3bits", "zeropoint-float",
+    "nf4-double", "fp4-e2m1", "blockwise-nf3", "quantile",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def coarse() -> Iterator[None]:
+    """Clipping by error tries a tenth of its grid here: the laws do not depend on how fine that is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clip, "GRID", 10)
+        yield
 
 
 def roundtrip(scheme: Scheme, W: Tensor) -> Tensor:
@@ -153,7 +168,7 @@ def test_file_form_and_repr_are_the_scheme(scheme: Scheme) -> None:
     assert eval(repr(scheme), vars(quant)) == scheme
 
 
-@every
+@pytest.mark.parametrize("scheme", [SCHEMES[name] for name in COMPILED], ids=COMPILED)
 def test_decoding_compiles_whole(scheme: Scheme) -> None:
     W = fill("normal", (6, 80), torch.Generator().manual_seed(8))
     packed = scheme.encode(W)
