@@ -1,8 +1,10 @@
 """Quantized modules: the class changes in place, codes stay what they are, and gradients are those of Ŵ."""
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -399,6 +401,33 @@ def test_codes_that_do_not_fit_are_refused_all_at_once() -> None:
     assert len(error.value.problems) == 3
     assert type(module) is nn.Linear
     assert module.weight.shape == (6, 48)
+
+
+def test_one_row_alone() -> None:
+    """An input without a batch, its gradients and the bias's."""
+    module, x = coded(layer(5, 48)), torch.randn(48, requires_grad=True)
+    dx, db = torch.autograd.grad(module(x).sum(), (x, module.bias))
+    torch.testing.assert_close(dx, module.weight.sum(0))
+    assert torch.equal(db, torch.ones(5))
+
+
+def test_no_float_weight_stays_behind() -> None:
+    """Quantized under an adapter the old weights are free: the switch, which froze them, lets go."""
+    model = fw.attach(tiny("llama"), fw.LoRA(rank=2))
+    old = weakref.ref(model.model.layers[0].mlp.up_proj.weight)
+    fw.quantize(model, NF4())
+    gc.collect()
+    assert old() is None
+
+
+def test_attaching_decodes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes and dtypes are known without."""
+    model = with_codes(tiny("gpt2"))
+    with monkeypatch.context() as patch:
+        patch.setattr(NF4, "decode", lambda *_: pytest.fail("decoded"))
+        fw.attach(model, fw.LoRA(rank=2, targets="mlp"))
+        fw.trainable(model)
+        fw.attach(model, fw.Houlsby(), "other")
 
 
 def test_its_weight_cannot_be_set() -> None:

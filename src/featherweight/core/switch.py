@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from featherweight.core.errors import InputError, Problem, did_you_mean, raise_all
 
@@ -50,6 +50,12 @@ class Switch:
 
     def trains(self, name: str) -> bool:
         return name in self.on and self.attached[name].marked
+
+    def forget(self, tensors: Iterable[Tensor]) -> None:
+        """Let go of tensors of the base that are about to leave the model: it keeps no float beside its codes."""
+        gone = {id(t) for t in tensors}
+        self.frozen = [p for p in self.frozen if id(p) not in gone]
+        self.thawed = [p for p in self.thawed if id(p) not in gone]
 
     def set(self, active: Stack, rows: tuple[Stack, ...] | None, strength: Mapping[str, float]) -> None:
         self.active, self.rows, self.strength, self.turn = active, rows, dict(strength), []

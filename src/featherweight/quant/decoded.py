@@ -55,5 +55,5 @@ class DecodedLinear(torch.autograd.Function):
             held = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
             dx = ctx.scheme.input_gradient(g.to(ctx.dtype), held, ctx.shape).to(ctx.x_dtype)
         if ctx.needs_input_grad[1]:
-            db = g.flatten(0, -2).sum(0, dtype=torch.promote_types(g.dtype, torch.float32)).to(ctx.bias_dtype)
+            db = g.reshape(-1, g.shape[-1]).sum(0, dtype=torch.promote_types(g.dtype, torch.float32)).to(ctx.bias_dtype)
         return dx, db, None, None, None, None, *(None for _ in ctx.names)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from featherweight.core.errors import InputError, Problem, listed, raise_all
 from featherweight.core.host import base_parameters, refuse_sharded
 from featherweight.core.part import Part
+from featherweight.core.switch import switch_of
 from featherweight.core.targets import Targets
 from featherweight.quant.outputs import output_errors
 from featherweight.quant.quantized import agreed, become_quantized
@@ -48,6 +49,7 @@ def quantize(
     held = None if batches is None else list(batches)
     packed = encoded(model, choice.places, scheme, held) if held is not None else None
     outputs = {} if packed is None else output_errors(model, choice.places, scheme, packed, held or ())
+    switch_of(model).forget(p.module.weight for p in choice.places)
     layers = with_outputs([replaced(p, scheme, packed, dtype) for p in choice.places], outputs)
     return settled(model, Report(scheme, layers, choice.skipped, rest(model)))
 
