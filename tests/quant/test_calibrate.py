@@ -235,6 +235,14 @@ def test_bad_batches_are_named() -> None:
         calibrated(model, spots(model), FOUR, [inputs("llama"), [1, 2]])  # type: ignore[list-item]
 
 
+def test_what_is_no_linear_layer_is_named() -> None:
+    model = tiny("llama")
+    places = [*spots(model), Spot("model.embed_tokens", model.model.embed_tokens), Spot("model.norm", model.model.norm)]
+    with pytest.raises(InputError) as caught:
+        calibrated(model, places, FOUR, two("llama"))
+    assert [p.where for p in caught.value.problems] == ["model.embed_tokens", "model.norm"]
+
+
 def test_a_failure_leaves_the_model_as_it_was() -> None:
     model = tiny("llama").train()
     model.model.layers[1].mlp.up_proj.weight.data[:] = float("nan")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from featherweight.core.anatomy import find_blocks
 from featherweight.core.errors import Problem, raise_all
 from featherweight.core.part import Part
+from featherweight.core.site import kind_of
 from featherweight.core.switch import switch, switch_of
 from featherweight.quant.chain import Chain, Undrivable
 from featherweight.quant.scheme import Packed, Scheme
@@ -38,7 +39,7 @@ def calibrated(
     Raises InputError with every place that no batch reaches, before anything is encoded.
     """
     held = list(batches)
-    raise_all(problems(held))
+    raise_all(problems(held, places))
     with quiet(model), ExitStack() as stack:
         work = Calibration(model, scheme, held, sequential, stack)
         for blocks, group in groupby(work.in_order(places), work.chain_of):
@@ -46,12 +47,16 @@ def calibrated(
     return work.packed
 
 
-def problems(batches: list[Any]) -> Iterator[Problem]:
+def problems(batches: list[Any], places: Sequence[Any]) -> Iterator[Problem]:
     if not batches:
         yield Problem("nothing to calibrate on", "batches", "a few batches of the model's inputs", "none")
     for i, batch in enumerate(batches):
         if not isinstance(batch, Mapping):
             yield Problem("not a batch", f"batches[{i}]", "a mapping of the model's inputs", type(batch).__name__)
+    for place in places:
+        if kind_of(place.module) != "linear":
+            what, got = "calibration is for linear layers", type(place.module).__name__
+            yield Problem(what, place.path, got=got, fix="skip it, or take another scheme")
 
 
 class Calibration:
