@@ -16,6 +16,7 @@ from torch import nn
 import featherweight as fw
 from featherweight.core.host import Host
 from featherweight.quant import NF4, Absmax, Quantized
+from featherweight.quant.quantized import become_quantized
 
 ARCHS = ("llama", "gpt2", "bert")
 SCHEMES = {"nf4": NF4(), "int8": Absmax(bits=8, per="row")}
@@ -163,3 +164,27 @@ def test_copies_of_codes_are_refused_and_the_model_is_untouched(name: str, arch:
     assert not [m for m in model.modules() if isinstance(m, Host)]
     fw.attach(fw.dequantize(model), METHODS[name])
     assert not [m for m in model.modules() if isinstance(m, Quantized)]
+
+
+ON_TABLES = ("lora-embedding-attention", "dora-linear-rs", "tokens", "prompt")
+TABLES = [(n, a) for n in ON_TABLES for a in ("gpt2", "gemma", "llama") if not refusal(n, METHODS[n], a)]
+
+
+@pytest.mark.parametrize(("name", "arch"), TABLES)
+def test_adapters_on_a_table_of_codes(name: str, arch: str) -> None:
+    """A quantized embedding, its codes shared with the head where that is tied: forward ≡ over decoded ≡ merged."""
+    model = with_codes(tiny(arch))
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    packed = NF4().encode(table.weight)
+    for module in (table, head) if head.weight is table.weight else (table,):
+        become_quantized(module, NF4(), packed)
+    attached(METHODS[name], arch, to=model)
+    before = logits(model, inputs(arch))
+    decoded = fw.dequantize(copy.deepcopy(model))
+    assert far(logits(decoded, inputs(arch)), before) <= CLOSE[torch.float32]
+    output(model, inputs(arch)).square().sum().backward()
+    output(decoded, inputs(arch)).square().sum().backward()
+    for (k, p), q in zip(trained(model).items(), trained(decoded).values(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=2e-4, atol=2e-4, msg=k)
+    if METHODS[name].mergeable:
+        assert far(logits(fw.merge(model), inputs(arch)), before) <= CLOSE[torch.float32]

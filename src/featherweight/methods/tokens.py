@@ -23,7 +23,7 @@ from featherweight.core.anatomy import anatomy
 from featherweight.core.base import read, view
 from featherweight.core.encoded import identity
 from featherweight.core.errors import InputError, Problem, raise_all
-from featherweight.core.host import base_modules, frozen_class
+from featherweight.core.host import base_modules
 from featherweight.core.method import Adapted, Method
 from featherweight.core.replace import master
 from featherweight.core.site import Site
@@ -112,11 +112,11 @@ class TokenRows(Adapter):
         """Look the chosen tokens up in the small table and all others in the large one, which is never copied."""
         y = base(x)
         same = x.unsqueeze(-1) == self.ids  # (..., k)
-        table = view(
+        table: Any = view(
             base.host, {"weight": self.trainable_tokens_delta.to(y.dtype)}
         )  # scaled embeddings scale these too
         vars(table)["padding_idx"] = None
-        rows = frozen_class(base.host).forward(table, same.int().argmax(-1))  # (..., H)
+        rows = type(table).forward(table, same.int().argmax(-1))  # (..., H)
         return torch.where(same.any(-1, keepdim=True), rows, y)
 
     def merge(self, W: Any) -> dict[str, Tensor]:
