@@ -1,14 +1,15 @@
 """Quantization-aware training: the model runs on the weights that its codes will decode to, while they train.
 
-    W_used = Q(W)            Q = decode ∘ encode of the scheme, or LSQ's clamp(round(W / s)) s with s learned
-    dL/dW = dL/dQ(W) inside the range        (straight through)
+    W_used = Q(W + Δ)        Q = decode ∘ encode of the scheme, or LSQ's clamp(round(W / s)) s with s learned
+    dL/dΔ = dL/dQ inside the range        (straight through)
 
-W is a trainable copy of the host's weight; with `weights=False` it is whatever the adapters below make of it: QAT on
-top of LoRA trains B and A through the rounding of W + s B A, so that a later merge into codes keeps what they learned.
+W is the host's weight as the adapters below leave it and Δ, 0 at the start, trains beside it: all weights train, the
+base stays. `weights=False` has no Δ: QAT on top of LoRA trains B and A through the rounding of W + s B A, so that a
+later merge into codes is what was trained.
 `activations=8` rounds the host's input as well: each token on its own absmax grid, or on a learned one.
 `convert(model)` ends it: every host keeps exactly the codes that it trained with. Without a learned scale
 `fw.merge`, then `fw.quantize` with the same scheme, comes to the same.
-Sources: Jacob et al. 2017, arXiv:1712.05877; Esser et al. 2019 (LSQ), arXiv:1902.08153.
+Source: Jacob et al. 2017, arXiv:1712.05877; Esser et al. 2019 (LSQ), arXiv:1902.08153.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.core.adapter import Adapter
+from featherweight.core.encoded import identity
 from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.core.method import Adapted, Method
-from featherweight.core.replace import Copies, copy_of
+from featherweight.core.replace import master
 from featherweight.core.site import Site
 from featherweight.core.targets import Targets, resolve
 from featherweight.quant import fields
@@ -75,11 +77,16 @@ class QAT(Method):
     def hosts(self, model: nn.Module) -> Sequence[Site]:
         return resolve(model, self.targets, ("linear",) if self.activations else ("linear", "conv", "embedding"))
 
-    def shared(self, model: nn.Module) -> Copies:
+    def shared(self, model: nn.Module) -> dict[Any, nn.Parameter]:
         return {}
 
-    def build(self, site: Site, shared: Copies) -> Adapter:
-        return FakeQuantized(self, site.host.weight, copy_of(site, "weight", shared) if self.weights else None)
+    def build(self, site: Site, shared: dict[Any, nn.Parameter]) -> Adapter:
+        W: Tensor = site.host.weight
+        if not self.weights:
+            return FakeQuantized(self, W, None)
+        key = (id(identity(site.module, "weight")), "" if site.rows is None else site.role)
+        zeros = torch.zeros_like(W, dtype=master(W.dtype), memory_format=torch.contiguous_format)
+        return FakeQuantized(self, W, shared.setdefault(key, nn.Parameter(zeros)))  # tied weights have one Δ
 
     def prepare(self, model: nn.Module, adapters: Adapted, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Learned steps of inputs begin at what the first batch has."""
@@ -96,17 +103,17 @@ class QAT(Method):
 
 
 class FakeQuantized(Adapter):
-    """weight: the trainable copy, where there is one; step (blocks,) and input_step (1,), where learned."""
+    """delta (out, in), where the weights train; step (blocks,) and input_step (1,), where learned."""
 
-    weight: nn.Parameter | None
+    delta: nn.Parameter | None
     step: nn.Parameter | None
     input_step: nn.Parameter | None
 
-    def __init__(self, method: QAT, W: Tensor, weight: nn.Parameter | None):
+    def __init__(self, method: QAT, W: Tensor, delta: nn.Parameter | None):
         super().__init__()
         self.scheme, self.bits = method.scheme, method.activations
         self.sizes: list[Tensor] | None = None  # mean |x| of inputs, while they are looked at
-        self.register_parameter("weight", weight)
+        self.register_parameter("delta", delta)
         bits, block = grid(self.scheme, tuple(W.shape)) if method.learned_scale else (0, 0)
         self.register_parameter("step", nn.Parameter(first_step(W, bits, block)) if bits else None)
         learned_input = method.learned_scale and method.activations
@@ -122,8 +129,8 @@ class FakeQuantized(Adapter):
         return {"weight": self.rounded(self.source(W)).to(W["weight"].dtype)}
 
     def source(self, W: Any) -> Tensor:
-        """What is rounded: the copy, or the weight as the adapters below leave it."""
-        return W["weight"] if self.weight is None else self.weight
+        """What is rounded, in the wider dtype."""
+        return W["weight"] if self.delta is None else W["weight"].to(self.delta.dtype) + self.delta
 
     def rounded(self, W: Tensor) -> Tensor:
         if self.step is None:
