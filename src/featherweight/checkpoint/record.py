@@ -2,7 +2,8 @@
 hold.
 
     {"format": 1, "version": "0.1.0", "method": {"type": "lora", ...}, "head": true, "task": {...} | null,
-     "base": {fingerprint}, "base_path": "../base" | null, "seed": 0, "config": "<digest of the JSON's method fields>"}
+     "base": {fingerprint}, "base_path": "../base" | null, "seed": 0, "quantize": [{"type": "nf4", ...}] | null,
+     "config": "<digest of the JSON's method fields>"}
 
 The JSON stays free of keys that peft does not know: peft warns at them.
 """
@@ -26,7 +27,8 @@ FREE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_versi
 class Record:
     """`method` and `task` in their file form; `config` the digest of the JSON that was written with it.
 
-    `seed`: what the tensors that the base's checkpoint lacks (a pooler) were drawn from.
+    `seed`: what the tensors that the base's checkpoint lacks (a pooler) were drawn from. `quantize`: how the base was
+    quantized (`quant.recipe`), None where it was not.
     """
 
     version: str
@@ -37,6 +39,7 @@ class Record:
     base_path: str | None
     seed: int
     config: str
+    quantize: list[dict[str, Any]] | None = None
     format: int = FORMAT
 
     def to_metadata(self) -> dict[str, str]:

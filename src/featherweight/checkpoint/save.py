@@ -23,6 +23,7 @@ from featherweight.core.host import base_modules
 from featherweight.core.method import Method
 from featherweight.core.state import adapters, state
 from featherweight.core.switch import Attached, switch_of
+from featherweight.quant.recipe import recipes
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str], name: str | None = None, *, durable: bool = False) -> None:
@@ -121,6 +122,7 @@ def record(
         base_path=base_path(model, folder),
         seed=int(getattr(model, "new_seed", 0)),
         config=digest(config),
+        quantize=[recipe.to_dict() for recipe in recipes(model)] or None,
     )
 
 

@@ -12,12 +12,15 @@ COMMANDS = {
     "predict": "Label the rows of a file, or answer them.",
     "generate": "Write on from a prompt.",
     "merge": "Fold an adapter into its model: a plain model folder.",
+    "quantize": "Keep a model's weights as 4- or 8-bit codes: a folder a quarter of the size.",
     "extract": "Turn a full fine-tune into a LoRA, and show its spectrum.",
     "methods": "The methods: paper, where each sits, its fields and defaults.",
+    "plan": "What a run needs, before it runs: parameters, memory, disk, work.",
     "data": "Show what a data file will train on, before it does.",
     "demo": "Fine-tune a real sentence encoder on 1,000 support messages, in about a minute.",
 }
 
+OWN_FLAGS = ("train", "plan")  # they read their flags themselves
 ABOUT = "Adapt a frozen transformer by training almost none of it."
 
 COMMON = "Every command takes **--json** (one object on stdout, all else on stderr) and **--debug** (tracebacks)."
@@ -40,7 +43,7 @@ def app() -> App:
                help_format="markdown", suppress_keyboard_interrupt=False)  # fmt: skip
     for name, about in COMMANDS.items():
         flags: dict[str, list[str]] = (
-            {"help_flags": []} if name == "train" else {}
+            {"help_flags": []} if name in OWN_FLAGS else {}
         )  # train's flags are the schema's: it shows them itself
         made.command(f"featherweight.cli.{name}_command:command", name=name, help=about, help_epilogue=COMMON, **flags)
     return made

@@ -3,24 +3,37 @@
 from pathlib import Path
 from typing import Any
 
+from featherweight.cli.recipes import read
 from featherweight.cli.schema import tasks
-from featherweight.core.errors import InputError, Problem, did_you_mean
+from featherweight.core.errors import InputError, Problem, did_you_mean, raise_all
 
 
-def opened(adapter: Path | None, model: str | None, task: str | None = None, device: str = "auto") -> tuple[Any, Any]:
+def opened(
+    adapter: Path | None, model: str | None, task: str | None = None, device: str = "auto", quantize: str | None = None
+) -> tuple[Any, Any]:
     """(model with its tokenizer, task or None). With both flags the adapter is put on the model that is named.
 
-    Raises InputError where neither flag is given or the task has no such name.
+    quantize: what `recipes.gathered` made of the flag; without it an adapter's base is what it was trained on.
+    Raises InputError where neither flag is given or the task or the number format has no such name.
     """
+    problems: list[Problem] = []
+    recipe = read(quantize, "quantize", problems)
     if adapter is None and model is None:
         fix = "--adapter DIR for a tuned model, --model DIR for a plain one"
-        raise InputError(Problem("which model?", "--adapter", fix=fix))
+        problems.append(Problem("which model?", "--adapter", fix=fix))
+    raise_all(problems)
     wanted = named(task)
     from featherweight.interop import load_base, load_model
 
     labeled = wanted if getattr(wanted, "labels", True) else None  # a saved head brings its own number of labels
-    loaded = load_base(model, labeled) if adapter is None else load_model(adapter, base=model)
+    if adapter is None:
+        loaded = load_base(model, labeled, quantize=recipe)  # type: ignore[arg-type]
+    else:
+        loaded = load_model(adapter, base=model, quantize=recipe)
     return loaded.to(place(device)), wanted
+
+
+QUANTIZE = "Number format of the base, as in training; none for a plain one (default: what the adapter was trained on)."
 
 
 def named(task: str | None) -> Any:

@@ -7,10 +7,13 @@ from typing import Any
 
 from featherweight.cli.flags import normal, read_flags
 from featherweight.cli.nouns import noun, placed
+from featherweight.cli.recipes import recipe
 from featherweight.cli.schema import OWN, Key, methods, run_keys, tasks
 from featherweight.cli.toml_file import TABLES, read_toml
 from featherweight.cli.value import Value, fitted
 from featherweight.core.errors import InputError, Problem, did_you_mean, raise_all
+
+NOUNS = ("method", "task", "quantize")  # keys whose value names a noun and whose entries are its fields
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class RunConfig:
     output: str
     task: Any = None
     method: Any = None
+    quantize: Any = None  # a Recipe, "none", or None where nothing is said
     name: str = "default"
     start: str | None = None  # --from: the adapter to go on with
     columns: dict[str, str] | None = None
@@ -43,13 +47,14 @@ def read_config(tokens: Sequence[str]) -> RunConfig:
     made = checked(values, keys, problems)
     method = noun("method", methods, values, problems)
     task = noun("task", tasks, values, problems)
+    quantize = recipe("quantize", values, problems)
     needed(values, problems)
     settings = {k: v for k, v in made.items() if k not in {own.name for own in OWN} and "." not in k}
     problems += together(settings, values)
     raise_all(problems)
     return RunConfig(
         model=made.get("model"), data=made.get("data"), output=made.get("output") or default_output(made["data"]),
-        task=task, method=method, name=made.get("name", "default"), start=made.get("from"),
+        task=task, method=method, quantize=quantize, name=made.get("name", "default"), start=made.get("from"),
         columns=columns(made), settings=settings, origins={k: v.where for k, v in values.items()},
     )  # fmt: skip
 
@@ -58,7 +63,7 @@ def overridden(listed: Iterable[Value], flags: Iterable[Value]) -> dict[str, Val
     """Flags over the file's values. A flag that names another method (task) drops the file's options of the old one."""
     values = {normal_key(v): v for v in listed}
     given = {normal_key(v): v for v in flags}
-    for family in ("method", "task"):
+    for family in NOUNS:
         kind, was = given.get(f"{family}.type"), values.get(f"{family}.type")
         if kind is not None and (was is None or str(was.raw).lower() != str(kind.raw).lower()):
             values = {k: v for k, v in values.items() if not k.startswith(f"{family}.")}
@@ -67,7 +72,7 @@ def overridden(listed: Iterable[Value], flags: Iterable[Value]) -> dict[str, Val
 
 def normal_key(value: Value) -> str:
     key = normal(value.key)
-    return f"{key}.type" if key in ("method", "task") else key
+    return f"{key}.type" if key in NOUNS else key
 
 
 def checked(values: Mapping[str, Value], keys: Mapping[str, Key], problems: list[Problem]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from featherweight.cli.base import opened, pairs
+from featherweight.cli.base import QUANTIZE, opened, pairs
 from featherweight.cli.screen import Shown
 from featherweight.core.errors import InputError, Problem
 
@@ -21,6 +21,7 @@ def command(
     columns: Annotated[str | None, Parameter(help="Which column is what: text=review,label=stars.")] = None,
     batch: Annotated[int, Parameter(help="Rows at a time.")] = 32,
     length: Annotated[int | None, Parameter(help="Most tokens per row.")] = None,
+    quantize: Annotated[str | None, Parameter(help=QUANTIZE)] = None,
     device: Annotated[str, Parameter(help="auto, cuda, mps or cpu.")] = "auto",
 ) -> Shown:
     """Score a model or an adapter on labelled data."""
@@ -28,7 +29,7 @@ def command(
         raise InputError(Problem("data is needed", "--data", fix="--data FILE with labelled rows"))
     from featherweight.evaluate import evaluate
 
-    loaded, wanted = opened(adapter, model, task, device)
+    loaded, wanted = opened(adapter, model, task, device, quantize)
     scores = evaluate(
         loaded, data, wanted, batch=batch, length=length, split=split,
         metrics=tuple(metrics.split(",")), columns=pairs(columns),

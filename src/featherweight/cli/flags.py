@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from featherweight.cli.schema import Key
+from featherweight.cli.schema import Key, is_field, switches
 from featherweight.cli.value import Value
 from featherweight.core.errors import Problem
 
@@ -39,6 +39,8 @@ def one(word: str, rest: list[str], keys: Mapping[str, Key]) -> Value | Problem:
     if switch and not (rest and rest[0].lower() in ("true", "false")):
         return Value(key, "true", flag, flag=True)
     if not rest or rest[0].startswith("--"):
+        if switches(key):
+            return Value(key, "true", flag, flag=True)
         if known(key, keys):
             return Problem("a value is missing", flag)
         return Value(key, "true", flag, flag=True)
@@ -46,7 +48,8 @@ def one(word: str, rest: list[str], keys: Mapping[str, Key]) -> Value | Problem:
 
 
 def known(key: str, keys: Mapping[str, Key]) -> bool:
-    return key in keys or key.split(".")[0] in ("method", "task", "columns")
+    """Whether a key, or the entry of a table, is one that takes a value; misspelt ones get a did-you-mean later."""
+    return key in keys or key.startswith("columns.") or key.endswith((".type", ".targets", ".skip")) or is_field(key)
 
 
 def normal(key: str) -> str:

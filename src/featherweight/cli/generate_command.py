@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from featherweight.cli.base import opened
+from featherweight.cli.base import QUANTIZE, opened
 from featherweight.cli.screen import Shown
 from featherweight.core.errors import InputError, Problem
 
@@ -23,6 +23,7 @@ def command(
     top_p: Annotated[float, Parameter(help="Sample from the likeliest tokens of this total probability.")] = 1.0,
     seed: Annotated[int, Parameter(help="Of the sampling.")] = 0,
     batch: Annotated[int, Parameter(help="Prompts at a time.")] = 32,
+    quantize: Annotated[str | None, Parameter(help=QUANTIZE)] = None,
     device: Annotated[str, Parameter(help="auto, cuda, mps or cpu.")] = "auto",
 ) -> Shown:
     """Write on from a prompt."""
@@ -33,7 +34,7 @@ def command(
 
     from featherweight.evaluate import generate
 
-    loaded, _ = opened(adapter, model, "causallm" if adapter is None else None, device)
+    loaded, _ = opened(adapter, model, "causallm" if adapter is None else None, device, quantize)
     torch.manual_seed(seed)
     options: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {}
     texts = generate(loaded, prompts, max_new_tokens=tokens, batch=batch, **options)

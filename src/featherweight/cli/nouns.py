@@ -10,9 +10,11 @@ from featherweight.core.noun import Noun
 
 
 def noun(
-    family: str, known: Callable[[], dict[str, type[Noun]]], values: Mapping[str, Value], problems: list[Problem]
-) -> Noun | None:
-    """The method or task that the values describe; None where they say nothing about it."""
+    family: str, known: Callable[[], dict[str, type[Noun]]], values: Mapping[str, Value], problems: list[Problem],
+    word: str = "",
+) -> Noun | None:  # fmt: skip
+    """The method, task or scheme that the values describe; None where they say nothing about it. `word`: what it is
+    called in problems."""
     mine = {k.split(".", 1)[1]: v for k, v in values.items() if k.startswith(f"{family}.")}
     if not mine:
         return None
@@ -20,7 +22,7 @@ def noun(
     kind = mine.pop("type", Value("type", "lora" if family == "method" else "", family))
     made = kinds.get(str(kind.raw).lower())
     if made is None:
-        what = f"unknown {family}" if kind.raw else f"which {family}?"
+        what = f"unknown {word or family}" if kind.raw else f"which {word or family}?"
         problems.append(Problem(what, kind.where, got=repr(kind.raw), fix=did_you_mean(str(kind.raw).lower(), kinds)))
         return None
     found: list[Problem] = []

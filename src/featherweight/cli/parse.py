@@ -8,7 +8,8 @@ from typing import Any
 from cyclopts import CoercionError, CycloptsError, MissingArgumentError, UnknownCommandError, UnknownOptionError
 from cyclopts.exceptions import UnusedCliTokensError
 
-from featherweight.cli.app import COMMANDS, app
+from featherweight.cli.app import COMMANDS, OWN_FLAGS, app
+from featherweight.cli.recipes import gathered
 from featherweight.core.errors import InputError, Problem, did_you_mean
 
 
@@ -42,8 +43,8 @@ class Command:
 
 def parse(call: Call) -> Command:
     """The command of a call. Raises InputError with every unknown flag and every value that does not fit."""
-    tokens = list(call.tokens)
-    problems: list[Problem] = []
+    own = call.name in OWN_FLAGS
+    tokens, problems = (list(call.tokens), []) if own else gathered(call.tokens)
     while True:
         try:
             function, bound, _ = app().parse_args(tokens, print_error=False, exit_on_error=False)

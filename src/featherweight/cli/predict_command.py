@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from featherweight.cli.answers import COLUMNS, answered, write
-from featherweight.cli.base import opened, pairs
+from featherweight.cli.base import QUANTIZE, opened, pairs
 from featherweight.cli.screen import Shown
 from featherweight.core.errors import InputError, Problem
 
@@ -24,6 +24,7 @@ def command(
     columns: Annotated[str | None, Parameter(help="Which column is what: text=review.")] = None,
     batch: Annotated[int, Parameter(help="Rows at a time.")] = 32,
     length: Annotated[int | None, Parameter(help="Most tokens per row.")] = None,
+    quantize: Annotated[str | None, Parameter(help=QUANTIZE)] = None,
     device: Annotated[str, Parameter(help="auto, cuda, mps or cpu.")] = "auto",
 ) -> Shown:
     """Label the rows of a file, or answer them."""
@@ -38,7 +39,7 @@ def command(
     mapping = pairs(columns)
     found = read([{"text": word} for word in words] if data is None else data, mapping)
     rows = [row.fields for row in found]
-    loaded, wanted = opened(adapter, model, task, device)
+    loaded, wanted = opened(adapter, model, task, device, quantize)
     source: Any = list(words) if data is None else data
     answers = predict(loaded, source, wanted, batch=batch, length=length, columns=mapping)
     full = [answered(row, answer) for row, answer in zip(rows, answers, strict=True)]

@@ -1,5 +1,6 @@
 """Every key that a run's file and flags may hold: what it takes, its default and what it is for."""
 
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, get_type_hints
 
@@ -22,6 +23,7 @@ OWN = (
         "A file, a folder with train/valid/test, a hub data set, or a.jsonl:0.7,b.jsonl:0.3."),
     Key("task", str, None, "classification, multilabel, regression, causallm, seq2seq (default: by the data's shape)."),
     Key("method", str, "lora", "Any that `fw methods` lists."),
+    Key("quantize", str, None, "Keep the base in this number format: any that `fw quantize` lists, or none."),
     Key("output", str, None, "The folder of the run (default: out/<name of the data>)."),
     Key("name", str, "default", "The adapter's name."),
     Key("from", str, None, "Go on training this adapter; its base is the model."),
@@ -54,6 +56,31 @@ def first(f: Any) -> Any:
     return None if f.default is MISSING else f.default
 
 
+def is_field(key: str) -> bool:
+    """Whether the entry of a table (`quantize.block`) is a field of any noun of its family."""
+    return bool(kinds_of(key))
+
+
+def switches(key: str) -> bool:
+    """Whether it is a yes or no there."""
+    return bool in kinds_of(key)
+
+
+def kinds_of(key: str) -> list[Any]:
+    family, _, name = key.partition(".")
+    nouns = FAMILIES[family]().values() if family in FAMILIES and name else ()
+    return [keys[name].kind for noun in nouns if name in (keys := noun_keys(noun))]
+
+
+def schemes() -> dict[str, type[Noun]]:
+    """Every number format by the name that files and flags use."""
+    import featherweight.quant
+    from featherweight.quant.scheme import Scheme
+
+    assert featherweight.quant
+    return dict(Scheme.known)
+
+
 def methods() -> dict[str, type[Noun]]:
     """Every method by the name that files and flags use."""
     import featherweight.methods
@@ -70,3 +97,8 @@ def tasks() -> dict[str, type[Noun]]:
 
     assert featherweight.tasks
     return dict(Task.known)
+
+
+FAMILIES: dict[str, Callable[[], dict[str, type[Noun]]]] = {
+    "method": methods, "task": tasks, "quantize": schemes, "scheme": schemes,
+}  # fmt: skip

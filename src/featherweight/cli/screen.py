@@ -67,6 +67,8 @@ def jsonable(value: Any) -> Any:
         return jsonable(value.item())
     if isinstance(value, Path):
         return str(value)
+    if hasattr(value, "to_dict"):  # a noun
+        return jsonable(value.to_dict())
     raise TypeError(f"no JSON form for {type(value).__name__}")
 
 

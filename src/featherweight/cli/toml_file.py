@@ -8,7 +8,12 @@ from typing import Any
 from featherweight.cli.value import Value
 from featherweight.core.errors import InputError, Problem
 
-TABLES = ("method", "task", "columns")  # the keys that may be tables; their entries are written `method.rank`
+TABLES = (
+    "method",
+    "task",
+    "quantize",
+    "columns",
+)  # the keys that may be tables; their entries are written `method.rank`
 HEADER = re.compile(r"^\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")
 ENTRY = re.compile(r"""^\s*((?:"[^"]*"|'[^']*'|[\w-]+)(?:\s*\.\s*(?:"[^"]*"|'[^']*'|[\w-]+))*)\s*=""")
 

@@ -35,7 +35,7 @@ def trained(config: RunConfig) -> Any:
         method = LoRA()
     return train(
         config.model, config.data, config.task, output=config.output, method=method, name=config.name,
-        columns=config.columns, start=config.start, **config.settings,
+        columns=config.columns, start=config.start, quantize=config.quantize, **config.settings,
     )  # fmt: skip
 
 

@@ -33,12 +33,14 @@ def load_model(
     device: str | torch.device | None = None,
     name: str = "default",
     strict_base: bool = True,
+    quantize: Any = None,
 ) -> Any:
     """The adapter in `folder` on its base, in eval mode (`train=True`: marked and ready to train on), with
     tokenizer and task.
 
     The base is `base` where given; else the `model` of the folder's run.toml, the place on record as seen from the
-    folder, or PEFT's `base_model_name_or_path`. Its fingerprint is checked. Raises InputError where no base is
+    folder, or PEFT's `base_model_name_or_path`. Its fingerprint is checked. A base that was quantized in training is
+    quantized again, the same way; `quantize` is another scheme for it, or "none". Raises InputError where no base is
     found, naming what was tried.
     """
     stored = read(folder, name)
@@ -46,7 +48,10 @@ def load_model(
     tokenizer = next((load_tokenizer(p) for p in (stored.folder, Path(folder)) if has_tokenizer(p)), None)
     task = task_of(stored)
     seed = stored.record.seed if stored.record is not None else 0
-    model = load_base(place, task or Foreign.of(stored), dtype, device, tokenizer=tokenizer, seed=seed)
+    if quantize is None and stored.record is not None:
+        quantize = stored.record.quantize
+    kind = task or Foreign.of(stored)
+    model = load_base(place, kind, dtype, device, tokenizer=tokenizer, seed=seed, quantize=quantize)
     model.task = task
     load(model, folder, name, train=train, strict_base=strict_base)
     return model.train(train)

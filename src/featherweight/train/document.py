@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from featherweight.core.errors import InputError, Problem
 from featherweight.data.shape import mapping
+from featherweight.quant.recipe import Recipe
 from featherweight.train.settings import Settings
 from featherweight.train.setup import base_name
 from featherweight.train.step import Trained
@@ -22,6 +24,16 @@ def origin(model: Any, data: Any, output: Path | None, name: str, columns: Any, 
         "model": pathlike(model), "from": pathlike(start), "data": recorded(data), "output": pathlike(output),
         "name": name, "columns": mapping(columns) or None,
     }  # fmt: skip
+
+
+def spelt(quantize: Any) -> Form | str | None:
+    """How the base is quantized, as a file spells it: a table, or "none". Raises InputError for several formats."""
+    found = Recipe.of(quantize)
+    if len(found) > 1:
+        got = ", ".join(repr(recipe.scheme) for recipe in found)
+        fix = "write the base with fw.quantize and save_pretrained, and train on that folder"
+        raise InputError(Problem("a run has one number format", "quantize", got=got, fix=fix))
+    return found[0].to_dict() if found else quantize
 
 
 def pathlike(given: Any) -> str | None:
@@ -42,8 +54,9 @@ def recorded(data: Any) -> Any:
 def document(model: nn.Module, given: Form, filled: Form, identity: Form) -> Form:
     """The whole file. An adapter that is gone on with brings its own method."""
     head = given if given["model"] or given["from"] else {**given, "model": base_name(model)}
+    head, tables = {k: v for k, v in head.items() if k != "quantize"}, {"quantize": given["quantize"]}
     method = {} if given["from"] else {"method": next(iter(identity["method"].values()))}
-    return {**head, **filled, "task": identity["task"], **method}
+    return {**head, **filled, "task": identity["task"], **method, **tables}
 
 
 def resolved(chosen: Settings, trained: Trained, length: int | None) -> Form:

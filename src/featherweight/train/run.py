@@ -19,10 +19,11 @@ from featherweight.core.errors import InputError, Problem
 from featherweight.core.method import Method
 from featherweight.core.state import state
 from featherweight.evaluate.setting import tokenizer_of
+from featherweight.quant.recipe import recipes
 from featherweight.tasks import Task
 from featherweight.train import setup, toml
 from featherweight.train.card import card, public
-from featherweight.train.document import Form, document, origin, resolved
+from featherweight.train.document import Form, document, origin, resolved, spelt
 from featherweight.train.feed import Feed
 from featherweight.train.log import Board, Journal, Voice, voice
 from featherweight.train.loop import Loop
@@ -52,7 +53,7 @@ class Run:
 
 def train(model: Any, data: Any, task: Task | None = None, *, output: str | os.PathLike[str] | None = None,
           method: Method | None = None, name: str = "default", tokenizer: Any = None, columns: Any = None,
-          start: str | os.PathLike[str] | None = None, **values: Any) -> Run:  # fmt: skip
+          start: str | os.PathLike[str] | None = None, quantize: Any = None, **values: Any) -> Run:  # fmt: skip
     """Train the active, marked adapters of `model` on `data`; the base stays as it is.
 
     model: a live model, or a path or hub name to load for the task (then `method` says what to attach).
@@ -61,6 +62,8 @@ def train(model: Any, data: Any, task: Task | None = None, *, output: str | os.P
     output: folder of the adapter, the model card, run.toml, metrics and checkpoints; None writes nothing.
     method, name: what to attach before training, and under which name; None trains what is active and marked.
     start: folder of an adapter to go on training, on `model` or (None) on the base that it names.
+    quantize: the number format of a base that is loaded here: a scheme, its name or its file form; "none" for a plain
+    base where `start` was trained on a quantized one.
     values: every field of `Settings`.
 
     A dev split is evaluated. The model is left in eval mode with the best evaluated weights (the last ones without dev
@@ -73,7 +76,7 @@ def train(model: Any, data: Any, task: Task | None = None, *, output: str | os.P
     folder = None if output is None else Path(output)
     if chosen.resume and folder is None:
         raise InputError(Problem("there is nothing to resume without an output folder", "resume", fix="give output"))
-    given = origin(model, data, folder, name, columns, start)
+    given = origin(model, data, folder, name, columns, start) | {"quantize": spelt(quantize)}
     with ExitStack() as stack:
         if folder is not None and place.main:
             stack.enter_context(claim(folder, chosen.resume))
@@ -82,7 +85,7 @@ def train(model: Any, data: Any, task: Task | None = None, *, output: str | os.P
         stack.callback(say.close)
         stop = stack.enter_context(Stop())
         stack.enter_context(own_generators(place.device))
-        model = setup.begun(model, start, method, name)
+        model = setup.begun(model, start, method, name, quantize)
         return go(model, data, task, folder, method, name, tokenizer, columns, given, chosen, place, say, stop)
 
 
@@ -90,7 +93,7 @@ def go(model: Any, data: Any, task: Task | None, folder: Path | None, method: Me
        columns: Any, given: Form, chosen: Settings, place: Ranks, say: Voice, stop: Stop) -> Run:  # fmt: skip
     """Set up, train, and leave everything in its place."""
     stuff = setup.material(data, task, model, columns, say.say)
-    live = setup.base(model, stuff.task, chosen).to(place.device)
+    live = setup.base(model, stuff.task, chosen, given["quantize"]).to(place.device)
     words = tokenizer_of(live, tokenizer)
     length, pad = setup.limits(live, stuff.task, words, chosen)
     rows = setup.encoded(stuff.task, stuff.train, words, length, stop.check)
@@ -126,6 +129,7 @@ def identify(model: nn.Module, stuff: setup.Material, feed: Feed, dev: Any, trai
         "steps": total,
         "task": stuff.task.to_dict(),
         "method": {name: portable(method, model).to_dict() for name, (method, _) in trained.items()},
+        "quantize": [recipe.to_dict() for recipe in recipes(model)],
         "rows": len(feed.rows),
         "data": hash_rows(feed.rows),
         "dev": hash_rows(dev.rows) if dev is not None else None,

@@ -71,9 +71,14 @@ def unanswered(data: Data) -> Problem:
     return Problem("the rows have no answers to train on", where, f"a column {role!r}", f"columns {seen}", fix)
 
 
-def begun(model: Any, start: str | os.PathLike[str] | None, method: Method | None, name: str) -> Any:
+def begun(
+    model: Any, start: str | os.PathLike[str] | None, method: Method | None, name: str, quantize: Any = None
+) -> Any:
     """The model with the adapter that is gone on with, where there is one. Raises InputError for a live model or a
-    second method with it."""
+    second method with it, and for a live model that is to be quantized."""
+    if quantize is not None and model is not None and not isinstance(model, str | os.PathLike):
+        raise InputError(Problem("a live model is not quantized on the way", "quantize", "a path of the base",
+                                 type(model).__name__, "call fw.quantize(model, scheme) first"))  # fmt: skip
     if start is None:
         return model
     if method is not None:
@@ -85,15 +90,17 @@ def begun(model: Any, start: str | os.PathLike[str] | None, method: Method | Non
                                  type(model).__name__, "load it with load_model(folder, train=True)"))  # fmt: skip
     from featherweight.interop import load_model
 
-    return load_model(start, base=model, train=True, name=name)
+    return load_model(start, base=model, train=True, name=name, quantize=quantize)
 
 
-def base(model: Any, task: Task, settings: Settings) -> Any:
-    """The live model, or the one loaded from a path. Raises InputError where its head does not fit the task."""
+def base(model: Any, task: Task, settings: Settings, quantize: Any = None) -> Any:
+    """The live model, or the one loaded (and quantized on the way) from a path. Raises InputError where its head does
+    not fit the task."""
     if isinstance(model, str | os.PathLike):
         from featherweight.interop import load_base
 
-        return load_base(model, task, settings.precision, seed=derive(settings.seed, "base") % 2**31)
+        seed = derive(settings.seed, "base") % 2**31
+        return load_base(model, task, settings.precision, seed=seed, quantize=quantize)
     wanted, has = task.model_options().get("num_labels"), getattr(getattr(model, "config", None), "num_labels", None)
     if wanted is not None and has is not None and wanted != has:
         raise InputError(Problem("the model's head has another number of outputs than the data has labels", "model",
@@ -200,7 +207,7 @@ def conditions(model: nn.Module, settings: Settings) -> Iterator[None]:
     threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(settings.threads or threads)
     torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")
-    checkpointing = settings.checkpointing and not getattr(model, "is_gradient_checkpointing", False)
+    checkpointing = settings.checkpointing and not checkpointed(model)
     if checkpointing:
         recompute(model)
     fused = fuse(model)
@@ -212,16 +219,27 @@ def conditions(model: nn.Module, settings: Settings) -> Iterator[None]:
         if fused:
             unfuse(model)
         if checkpointing:
-            model.gradient_checkpointing_disable()  # type: ignore[operator]
+            checkpointing_switch(model, "disable")()
         torch.set_float32_matmul_precision(matmul)
         torch.set_num_threads(threads)
+
+
+def checkpointed(model: Any) -> bool:
+    """Whether it recomputes already."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def recompute(model: nn.Module) -> None:
     """Non-reentrant checkpointing: gradients flow to adapters although no input of a block requires grad."""
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise InputError(Problem("the model cannot recompute activations", "checkpointing", got=type(model).__name__))
-    model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    checkpointing_switch(model, "enable")({"use_reentrant": False})
+
+
+def checkpointing_switch(model: Any, what: str) -> Any:
+    """transformers' own method, by its newer name where it has that."""
+    newer = getattr(model, f"activation_checkpointing_{what}", None)
+    return newer or getattr(model, f"gradient_checkpointing_{what}")
 
 
 def base_name(model: nn.Module) -> str:

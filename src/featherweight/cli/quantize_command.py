@@ -1,0 +1,145 @@
+"""`fw quantize`: a model folder whose weights are codes, and a report of what that did to them."""
+
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from featherweight.cli.base import fresh, pairs
+from featherweight.cli.quantize_screen import listing, table
+from featherweight.cli.recipes import read
+from featherweight.cli.screen import Shown
+from featherweight.core.errors import InputError, Problem, raise_all
+
+if TYPE_CHECKING:
+    from featherweight.quant.recipe import Recipe
+
+REPORT = "quantization_report.json"
+FORMATS = (".png", ".svg")
+SCHEME = "The number format (`fw quantize` alone lists them); its fields are --scheme.block 32, --scheme.double, ..."
+
+
+def command(
+    model: Annotated[str | None, Parameter(help="Folder of the model, or its name on the hub.")] = None,
+    /,
+    *,
+    scheme: Annotated[str | None, Parameter(help=SCHEME)] = None,
+    output: Annotated[Path | None, Parameter(help="Folder to write the model to; must not be there yet.")] = None,
+    targets: Annotated[str, Parameter(help="What becomes codes: roles, names, regexes, by commas.")] = "linear",
+    skip: Annotated[str | None, Parameter(help="What of it stays as it is: down, layers.0, ..., by commas.")] = None,
+    dtype: Annotated[str, Parameter(help="Of all other tensors: fp32, bf16, or what the file has.")] = "auto",
+    calibration: Annotated[
+        str | None, Parameter(help="Texts to measure the layers' outputs on; some formats need them.")
+    ] = None,
+    columns: Annotated[str | None, Parameter(help="Which column of these is what: text=review.")] = None,
+    rows: Annotated[int, Parameter(help="Most rows of them to use.")] = 128,
+    length: Annotated[int, Parameter(help="Most tokens per row of them.")] = 512,
+    batch: Annotated[int, Parameter(help="Rows of them at a time.")] = 8,
+    picture: Annotated[Path | None, Parameter(help="Draw a heat map of the layers: .png or .svg.")] = None,
+) -> Shown:  # fmt: skip
+    """Quantize a model file by file: its weights become codes one tensor at a time, never the whole model in memory."""
+    if model is None and scheme is None:
+        return listing()
+    problems: list[Problem] = []
+    recipe: Any = read(scheme, "scheme", problems)
+    missing = {"MODEL": model, "--scheme": scheme, "--output": output}
+    if recipe not in (None, "none") and recipe.scheme.calibrated and calibration is None:
+        fix = "--calibration FILE with a few hundred rows of text"
+        problems.append(
+            Problem("the number format is calibrated on data", "--calibration", got=repr(recipe.scheme), fix=fix)
+        )
+    raise_all([*problems, *unfit(missing, recipe, picture, rows, length, batch)])
+    assert model is not None
+    assert output is not None
+    fresh(output, "the output")
+    recipe = placed(recipe, targets, skip)
+    loaded = whole(model, recipe, dtype, calibration, columns, rows, length, batch) if calibration else streamed(
+        model, recipe, dtype)  # fmt: skip
+    report = loaded.quantization_report
+    written(loaded, report, output)
+    if picture is not None:
+        from featherweight.quant.picture import heatmap
+
+        heatmap(report, picture)
+    lines = [*report.lines(), f"every layer: {output / REPORT}"]
+    lines += [*([f"picture: {picture}"] if picture else []), f"model: {output}"]
+    return Shown({"output": str(output), **report.to_dict()}, (partial(table, report), *lines))
+
+
+def unfit(
+    missing: dict[str, Any], recipe: Any, picture: Path | None, rows: int, length: int, batch: int
+) -> list[Problem]:
+    """What is wrong with the flags."""
+    found = [
+        Problem("is needed", flag, fix="fw quantize MODEL --scheme nf4 --output DIR")
+        for flag, value in missing.items()
+        if value is None and not (flag == "--scheme" and recipe is not None)
+    ]
+    if recipe == "none":
+        found.append(Problem("which number format?", "--scheme", got="none", fix="fw quantize lists them"))
+    if picture is not None and picture.suffix not in FORMATS:
+        found.append(Problem("unknown kind of picture", "--picture", " or ".join(FORMATS), repr(str(picture))))
+    counts = {"--rows": rows, "--length": length, "--batch": batch}
+    return found + [Problem("wrong value", f, "at least 1", str(n)) for f, n in counts.items() if n < 1]
+
+
+def placed(recipe: "Recipe", targets: str, skip: str | None) -> "Recipe":
+    """The recipe with its places from the flags."""
+    from dataclasses import replace
+
+    return replace(recipe, targets=entries(targets), skip=entries(skip) if skip else ())
+
+
+def entries(text: str) -> str | tuple[str, ...]:
+    """`attention,up` as two entries; a regex with a comma of its own is given alone, in brackets or braces."""
+    if any(c in text for c in "[({"):
+        return text
+    parts = tuple(part for part in text.split(",") if part)
+    return parts if len(parts) > 1 else text
+
+
+def streamed(model: str, recipe: "Recipe", dtype: str) -> Any:
+    """The model, its weights encoded as they were read."""
+    from featherweight.interop import load_base
+
+    return load_base(model, dtype=dtype, quantize=recipe)
+
+
+def whole(
+    model: str, recipe: "Recipe", dtype: str, calibration: str, columns: str | None, rows: int, length: int, batch: int
+) -> Any:
+    """The model in float, quantized with what runs through it."""
+    from featherweight.cli.calibration import batches
+    from featherweight.interop import load_base
+    from featherweight.quant.quantize import quantize
+
+    loaded = load_base(model, dtype=dtype)
+    seen = batches(loaded, calibration, pairs(columns), rows, length, batch)
+    quantize(loaded, recipe.scheme, targets=recipe.targets, skip=recipe.skip, batches=seen)
+    return loaded
+
+
+def written(model: Any, report: Any, output: Path) -> None:
+    """Model, tokenizer and report, whole or not at all."""
+    import json
+
+    from featherweight.cli.screen import jsonable
+
+    staged = output.with_name(f".{output.name}.part")
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        staged.mkdir(parents=True)
+        model.save_pretrained(staged)
+        model.tokenizer.save_pretrained(staged)
+        text = json.dumps(jsonable(report.to_dict()), indent=1, allow_nan=False)
+        (staged / REPORT).write_text(text + "\n", encoding="utf-8")
+        if output.is_dir():
+            output.rmdir()  # empty: `fresh` has looked
+        os.replace(staged, output)
+    except OSError as error:
+        raise InputError(Problem("cannot be written", str(output), got=error.strerror or str(error))) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
