@@ -136,3 +136,4 @@ class Chain:
             following = calls[number + 1].leaves if number + 1 < len(calls) else []
             read = {x.index for x in following if isinstance(x, Output)}
             self.waiting[batch] = [x if i in read else None for i, x in enumerate(outputs)]
+            calls[number].leaves = []  # it is not called again
