@@ -62,12 +62,12 @@ GRIDS = {f"{bits} bits {'per row' if group == -1 else f'group {group}'}": GPTQ(b
          for bits in (4, 3, 2) for group in (-1, 64)}  # fmt: skip
 CALIBRATED: dict[str, Any] = {
     **{f"GPTQ {name}": scheme for name, scheme in GRIDS.items()},
-    **{f"GPTQ {name} act-order": GPTQ(bits=s.bits, group=s.group, act_order=True) for name, s in GRIDS.items()},
+    **{f"GPTQ {bits} bits group 64 act-order": GPTQ(bits=bits, group=64, act_order=True) for bits in (4, 3, 2)},
     "GPTQ 4 bits group 64 static act-order": GPTQ(group=64, act_order=True, static_groups=True),
     "GPTQ 4 bits group 64 symmetric": GPTQ(group=64, symmetric=True),
 }  # fmt: skip
 NEAREST = {f"nearest {name}": scheme for name, scheme in GRIDS.items()}
-ROWS = PLAIN | ACTIVATIONS | NEAREST | CALIBRATED
+ROWS = PLAIN | NEAREST | CALIBRATED | ACTIVATIONS
 OUTLIERS: dict[str, Any] = {
     "fp32": None, "int8 vector-wise (threshold 0)": LLMInt8(threshold=0.0), "LLM.int8()": LLMInt8(),
     "LLM.int8(), original columns kept": LLMInt8(keep=CHANNELS), "int8 weights only, per row": Absmax(),
