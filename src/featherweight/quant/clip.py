@@ -20,6 +20,7 @@ from featherweight.quant.blocks import blocks, cut, per_block, pieces
 from featherweight.quant.scheme import Scheme
 
 GRID, LEAST, NORM = 100, 0.2, 2.4
+SEARCHED = 1 << 22  # elements searched at a time
 
 Clip = float | str | None
 
@@ -59,7 +60,7 @@ def percentile(rows: Tensor, p: float) -> Tensor:
 
 def least_error(rows: Tensor, codec: Scheme, symmetric: bool) -> Tensor:
     """(m, block) -> (2, m): the limits of least error."""
-    step = max(1, (1 << 22) // rows.shape[1])
+    step = max(1, SEARCHED // rows.shape[1])
     parts = [search(rows[i : i + step].float(), codec, symmetric) for i in range(0, len(rows), step)]
     return torch.cat(parts, 1)
 

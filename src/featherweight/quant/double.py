@@ -47,7 +47,7 @@ def around(scales: Tensor, offset: Tensor) -> dict[str, Tensor]:
     nested = torch.where(nested.isfinite(), nested, torch.nan)
     unit = rows / torch.where(nested == 0, 1.0, nested)[:, None]
     codes = torch.bucketize(unit, (table[1:] + table[:-1]) / 2).clamp_max_(len(table) - 1)
-    lost = (table[codes] * nested[:, None] + offset <= 0) & (rows + offset > 0)
+    lost = (table[codes] * nested[:, None] + offset <= 0) & (cut(scales, NESTED) > 0)
     least = torch.bucketize(-offset / nested, table, right=True)[:, None]  # the first code above -o / a
     codes = torch.where(lost, torch.maximum(codes + 1, least), codes).clamp_max_(len(table) - 1)
     return {
