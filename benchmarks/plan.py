@@ -117,8 +117,9 @@ def measured(kind: str, method: str, number: str, recompute: bool, at: int) -> d
 
 def summary(runs: dict[str, Any]) -> dict[str, Any]:
     off = sorted(abs(r["ratio"] - 1) for r in runs.values())
-    return {"runs": len(off), "within_10_percent": sum(o <= 0.1 for o in off), "median_off": round(statistics.median(off), 4),
-            "worst_off": round(off[-1], 4)}  # fmt: skip
+    within = sum(o <= 0.1 for o in off)
+    middle, worst = round(statistics.median(off), 4), round(off[-1], 4)
+    return {"runs": len(off), "within_10_percent": within, "median_off": middle, "worst_off": worst}
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ Operations whose result depends on values (which positions carry loss) are answe
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from weakref import finalize
 
@@ -38,9 +39,9 @@ class Live(TorchDispatchMode):
         kwargs = kwargs or {}
         answer = ASSUMED.get(func)
         out = func(*args, **kwargs) if answer is None else answer(*args, **kwargs)
-        packet = func._overloadpacket
-        if packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
+        counted = flops_of(func._overloadpacket)
+        if counted is not None:
+            self.flops += counted(*args, **kwargs, out_val=out)
         for leaf in tree_iter(out):
             if isinstance(leaf, Tensor):
                 self.take(leaf)
@@ -84,6 +85,13 @@ class Live(TorchDispatchMode):
     def restart(self) -> None:
         """Forget the peak so far."""
         self.peak, self.at_peak = self.total, self.now.copy()
+
+
+@cache
+def flops_of(packet: Any) -> Callable[..., int] | None:
+    """What counts an operation's work, in place or not; None for those that count as free."""
+    plain = getattr(aten, packet.__name__.removesuffix("_"), packet)
+    return flop_registry.get(packet) or flop_registry.get(plain)
 
 
 def every(mask: Tensor) -> Tensor:

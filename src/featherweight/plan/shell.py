@@ -68,6 +68,7 @@ def read_config(source: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def from_form(form: dict[str, Any], where: str) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, AutoConfig
 
     kind = str(form.get("model_type"))
@@ -84,11 +85,7 @@ def from_form(form: dict[str, Any], where: str) -> Any:
     options = {k: v for k, v in form.items() if k != "model_type"}
     try:
         return AutoConfig.for_model(kind, **options)
-    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
-        raise InputError(Problem("a config that its own architecture refuses", where, got=str(error))) from error
-    except Exception as error:
-        if type(error).__name__ != "StrictDataclassFieldValidationError":
-            raise
+    except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
         raise InputError(Problem("a config that its own architecture refuses", where,
                                  got=" ".join(str(error).split()))) from error  # fmt: skip
 
@@ -101,8 +98,8 @@ def built(config: Any, auto: str, dtype: torch.dtype, options: Mapping[str, Any]
     kind = getattr(transformers, auto)
     if type(config) not in kind._model_mapping:
         raise InputError(Problem("this architecture has no model for the task", "task", auto, type(config).__name__))
-    config = type(config).from_dict(config.to_dict() | dict(options))
     try:
+        config = type(config).from_dict(config.to_dict() | dict(options))
         with torch.device("meta"):
             model = kind.from_config(config, dtype=dtype)
     except (ValueError, RuntimeError, TypeError, ZeroDivisionError) as error:

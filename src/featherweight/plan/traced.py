@@ -56,13 +56,14 @@ def trace(model: nn.Module, jobs: Mapping[str, Job]) -> dict[str, Trace]:
     depths = dict.fromkeys(long, DEPTHS[1])
     cut(runs, depths)
     fake(model, mode)
-    found = traced(model, mode, jobs)
-    for i, length in long.items():
+    before = found = traced(model, mode, jobs)
+    for i, length in long.items():  # one run after the other, each along its own slope
         depths[i] = DEPTHS[0]
         cut(runs, depths)
-        shallow = traced(model, mode, jobs)
-        deeper = (length - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
-        found = {name: shallow[name].along(found[name].along(shallow[name], -1.0), deeper) for name in jobs}
+        now = traced(model, mode, jobs)
+        deeper = (length - DEPTHS[1]) / (DEPTHS[1] - DEPTHS[0])
+        found = {name: found[name].along(before[name].along(now[name], -1.0), deeper) for name in jobs}
+        before = now
     return found
 
 
