@@ -57,7 +57,7 @@ def attach(
 
 
 def prepared(model: nn.Module, method: Method, head: bool | str, switch: Switch) -> tuple[Made, list[Site]]:
-    """The new adapters and the sites of the head that train along; what was made ready for them is undone if it fails."""
+    """The new adapters and the sites of the head that train along; what was made ready is undone where this fails."""
     try:
         for hook in before_attach:
             hook(model)

@@ -30,10 +30,14 @@ class Encoded:
         return torch.Size(self.shape).numel()
 
 
+# What interop knows of other libraries' modules, which go by what they hold rather than by their class.
+others: list[Callable[[Any], Mapping[str, Encoded]]] = []
+
+
 @singledispatch
 def encoded(module: Any) -> Mapping[str, Encoded]:
-    """name -> what is known of the tensor, for those kept as codes; number formats and foreign modules register."""
-    return {}
+    """name -> what is known of the tensor, for those kept as codes; number formats register."""
+    return next((found for known in others if (found := known(module))), {})
 
 
 @singledispatch

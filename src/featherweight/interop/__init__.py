@@ -4,13 +4,14 @@ imports none.
 
 from typing import Any
 
-from featherweight.core import attach, attending, merge
+from featherweight.core import attach, attending, encoded, merge
 from featherweight.interop import attention, cached, deberta, root
 from featherweight.interop.quantized import live, live_bnb, live_tensors
 from featherweight.quant.quantize import on_quantize
 
 if not live.libraries:
     live.libraries += [live_bnb.Linear4bit(), live_bnb.Linear8bitLt(), live_tensors.Tensors()]
+    encoded.others.append(live.known)
     attach.before_attach.append(live.settle)
     attach.on_detach.append(live.leave)
 

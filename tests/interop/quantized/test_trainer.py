@@ -75,3 +75,25 @@ def test_an_adapter_goes_from_their_layers_to_ours(stories: Path, tmp_path: Path
     mine = fw.load_base(tmp_path / "base", tokenizer=fw.load_base(stories).tokenizer)
     fw.load(mine, tmp_path / "fr")
     torch.testing.assert_close(mine.eval()(ids).logits, out, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_adapter_knows_its_live_base_again_and_serves_rows(stories: Path, kind: str, tmp_path: Path) -> None:
+    model = fw.attach(loaded(stories, kind), fw.LoRA(rank=2, targets="linear"))
+    counts = fw.trainable(loaded(stories, kind))
+    assert (counts.total, counts.codes) == (260_032, 226_560)
+    assert fw.trainable(model).total == 260_032 + fw.trainable(model).trainable
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data.normal_(std=0.1)
+    fw.save(model, tmp_path)
+    again, ids = loaded(stories, kind), torch.arange(3, 20)[None]
+    fw.load(again, tmp_path)
+    out = again.eval()(ids).logits
+    assert torch.equal(out, model.eval()(ids).logits)
+    with fw.switch(again, None):
+        base = again(ids).logits
+    with fw.switch(again, rows=["default", None]):
+        both = again(ids.expand(2, -1)).logits
+    torch.testing.assert_close(both, torch.cat([out, base]), rtol=1e-4, atol=1e-4)
+    assert again.generate(ids, max_new_tokens=3, do_sample=False).shape == (1, 20)

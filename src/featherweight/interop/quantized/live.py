@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from featherweight.core.base import lend, read, write
 from featherweight.core.derived import derive
-from featherweight.core.encoded import Encoded, encoded
+from featherweight.core.encoded import Encoded
 from featherweight.core.errors import InputError, Problem
 from featherweight.core.host import base_modules, frozen_class, reclass
 from featherweight.quant.decoded import decoded_linear
@@ -136,12 +136,15 @@ def held(module: Any) -> Opened:
     return found
 
 
-@encoded.register(Live)
 def known(module: Any) -> Mapping[str, Encoded]:
-    there = module.library.opened(module)
-    if there is None:  # it holds a plain weight for a while
+    """What core is told of a layer, attached to or not."""
+    if not isinstance(module, nn.Linear) or type(weight := module._parameters.get("weight")) is nn.Parameter:
         return {}
-    return {"weight": Encoded(there.shape, there.dtype, there.name, tuple(there.packed.values()), there.again)}
+    there = next((o for library in libraries if (o := library.opened(module)) is not None), None)
+    if there is None or weight is None:
+        return {}
+    beside = [t for t in there.packed.values() if t.data_ptr() != weight.data_ptr()]
+    return {"weight": Encoded(there.shape, there.dtype, there.name, (weight, *beside), there.again)}
 
 
 @read.register(Live)
