@@ -54,7 +54,7 @@ struct Scratch {
     return data;
   }
 };
-thread_local Scratch scratch;
+thread_local Scratch scratch, shared;
 
 int64_t width(int32_t type) { return type == F32 ? 4 : 2; }
 
@@ -128,7 +128,9 @@ API void fw_rescale(const int32_t* acc, const float* row, const float* col, cons
 API void fw_linear(const void* x, int32_t type, const void* codes, const float* scale, const float* table,
                    const float* bias, void* y, int64_t rows, int64_t n, int64_t k, int64_t block, int32_t threads) {
   Linear a{x, codes, scale, table, bias, y, rows, n, k, block, Type(type)};
+  void* ready = level->prepare ? shared.at_least(size_t(rows * k * width(type))) : nullptr;
+  if (ready) level->prepare(a, ready);
   parallel(n, GROUP, n * k / 2 * rows, threads, [&](int64_t first, int64_t last) {
-    level->linear(a, first, last, scratch.at_least(size_t(GROUP * k * 4)));
+    level->linear(a, first, last, scratch.at_least(size_t(GROUP * k * 4)), ready);
   });
 }

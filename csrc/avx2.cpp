@@ -285,11 +285,11 @@ struct Level {
   }
 };
 
-void linear(const Linear& a, int64_t first, int64_t last, void* scratch) {
+void linear(const Linear& a, int64_t first, int64_t last, void* scratch, const void*) {
   linear_groups<Level>(a, first, last, scratch);
 }
 
-const Kernels KERNELS = {"avx2", encode4, decode4, decode8, quantize_rows, rescale, linear};
+const Kernels KERNELS = {"avx2", encode4, decode4, decode8, quantize_rows, rescale, nullptr, linear};
 
 }  // namespace
 

@@ -1,4 +1,8 @@
 // The packed product at this level: tiles of GROUP rows of Ŵ by TILE rows of x, sums in registers.
+//
+// bfloat16 over whole blocks takes a shorter way: both operands keep, in every 64 elements, the even ones before the odd
+// ones, so that a nibble is looked up where it lies. x is laid out so once; few rows of x need no scratch for Ŵ at all.
+// The processor rounds there, which makes denormals of Ŵ zero.
 
 struct Level {
   static constexpr int TILE = 3;
@@ -12,11 +16,12 @@ struct Level {
 
   template <Type T>
   static void dots(const void* w, int64_t count, const void* x, int64_t m, int64_t rows, int64_t k, float* sums) {
-    if (count == GROUP && rows == 3) return tile<T, GROUP, 3>(w, x, m, k, sums);
-    if (count == GROUP && rows == 2) return tile<T, GROUP, 2>(w, x, m, k, sums);
-    if (count == GROUP) return tile<T, GROUP, 1>(w, x, m, k, sums);
+    x = at<T>(x, m * k);
+    if (count == GROUP && rows == 3) return tile<T, 3>(w, x, k, sums);
+    if (count == GROUP && rows == 2) return tile<T, 2>(w, x, k, sums);
+    if (count == GROUP) return tile<T, 1>(w, x, k, sums);
     for (int64_t i = 0; i < rows; i++)
-      for (int64_t r = 0; r < count; r++) tile<T, 1, 1>(at<T>(w, r * k), x, m + i, k, sums + i * GROUP + r);
+      for (int64_t r = 0; r < count; r++) sums[i * GROUP + r] = dot<T>(at<T>(w, r * k), at<T>(x, i * k), k);
   }
 
   template <Type T>
@@ -24,31 +29,8 @@ struct Level {
     return static_cast<const char*>(p) + i * (T == F32 ? 4 : 2);
   }
 
-  template <Type T, int R, int M>
-  static void tile(const void* w, const void* x, int64_t m, int64_t k, float* sums) {
-    __m512 acc[M][R];
-    for (int i = 0; i < M; i++)
-      for (int r = 0; r < R; r++) acc[i][r] = _mm512_setzero_ps();
-    constexpr int64_t STEP = T == F32 ? 16 : 32;
-    int64_t i = 0;
-    for (; i + STEP <= k; i += STEP) step<T, R, M>(w, at<T>(x, m * k), i, k, acc, words(STEP));
-    if (i < k) step<T, R, M>(w, at<T>(x, m * k), i, k, acc, words(k - i));
-    for (int j = 0; j < M; j++)
-      for (int r = 0; r < R; r++) sums[j * GROUP + r] = _mm512_reduce_add_ps(acc[j][r]);
-  }
-
-  template <Type T, int R, int M>
-  static inline void step(const void* w, const void* x, int64_t i, int64_t k, __m512 (&acc)[M][R], __mmask32 in) {
-    __m512i v[M];
-#pragma GCC unroll 8
-    for (int j = 0; j < M; j++) v[j] = part<T>(at<T>(x, j * k + i), in);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-      __m512i u = part<T>(at<T>(w, r * k + i), in);
-#pragma GCC unroll 8
-      for (int j = 0; j < M; j++) acc[j][r] = product<T>(acc[j][r], u, v[j]);
-    }
-  }
+  template <Type T>
+  static constexpr int64_t step = T == F32 ? 16 : 32;
 
   template <Type T>
   static inline __m512i part(const void* p, __mmask32 in) {
@@ -60,8 +42,164 @@ struct Level {
     if (T == F32) return _mm512_fmadd_ps(_mm512_castsi512_ps(u), _mm512_castsi512_ps(v), acc);
     return _mm512_dpbf16_ps(acc, (__m512bh)u, (__m512bh)v);
   }
+
+  template <Type T>
+  static float dot(const void* w, const void* x, int64_t k) {
+    __m512 acc = _mm512_setzero_ps();
+    for (int64_t i = 0; i < k; i += step<T>) {
+      __mmask32 in = words(least(step<T>, k - i));
+      acc = product<T>(acc, part<T>(at<T>(w, i), in), part<T>(at<T>(x, i), in));
+    }
+    return _mm512_reduce_add_ps(acc);
+  }
+
+  // Every index of `acc` is a constant once unrolled; only then does it live in registers.
+  template <Type T, int M>
+  static void tile(const void* w, const void* x, int64_t k, float* sums) {
+    __m512 acc[M][GROUP];
+#pragma GCC unroll 8
+    for (int j = 0; j < M; j++)
+#pragma GCC unroll 8
+      for (int r = 0; r < GROUP; r++) acc[j][r] = _mm512_setzero_ps();
+    for (int64_t i = 0; i < k; i += step<T>) {
+      __mmask32 in = words(least(step<T>, k - i));
+      __m512i v[M];
+#pragma GCC unroll 8
+      for (int j = 0; j < M; j++) v[j] = part<T>(at<T>(x, j * k + i), in);
+#pragma GCC unroll 8
+      for (int r = 0; r < GROUP; r++) {
+        __m512i u = part<T>(at<T>(w, r * k + i), in);
+#pragma GCC unroll 8
+        for (int j = 0; j < M; j++) acc[j][r] = product<T>(acc[j][r], u, v[j]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < M; j++)
+      _mm256_storeu_ps(sums + j * GROUP, sum8(acc[j][0], acc[j][1], acc[j][2], acc[j][3], acc[j][4], acc[j][5], acc[j][6],
+                                              acc[j][7]));
+  }
+
+  static inline __m256 half(__m512 v) {
+    return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  }
+
+  // Eight sums over lanes at once.
+  static inline __m256 sum8(__m512 a, __m512 b, __m512 c, __m512 d, __m512 e, __m512 f, __m512 g, __m512 h) {
+    __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(half(a), half(b)), _mm256_hadd_ps(half(c), half(d)));
+    __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(half(e), half(f)), _mm256_hadd_ps(half(g), half(h)));
+    return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+  }
 };
 
-void linear(const Linear& a, int64_t first, int64_t last, void* scratch) {
-  linear_groups<Level>(a, first, last, scratch);
+inline bool whole(const Linear& a) { return a.type == BF16 && a.table && a.k % 64 == 0 && a.block % 64 == 0; }
+
+// In every 64 elements of x: the even ones, then the odd ones.
+void prepare(const Linear& a, void* shared) {
+  if (!whole(a)) return;
+  alignas(64) uint16_t even[32], odd[32];
+  for (int i = 0; i < 32; i++) even[i] = uint16_t(2 * i), odd[i] = uint16_t(2 * i + 1);
+  __m512i first = _mm512_load_si512(even), second = _mm512_load_si512(odd);
+  const uint16_t* x = static_cast<const uint16_t*>(a.x);
+  uint16_t* out = static_cast<uint16_t*>(shared);
+  for (int64_t i = 0; i < a.rows * a.k; i += 64) {
+    __m512i u = _mm512_loadu_si512(x + i), v = _mm512_loadu_si512(x + i + 32);
+    _mm512_storeu_si512(out + i, _mm512_permutex2var_epi16(u, first, v));
+    _mm512_storeu_si512(out + i + 32, _mm512_permutex2var_epi16(u, second, v));
+  }
+}
+
+// 64 codes of one block as bfloat16, even ones and odd ones.
+inline void split(const uint8_t* codes, __m512 table, float scale, __m512i& even, __m512i& odd) {
+  __m512 scaled = _mm512_mul_ps(table, _mm512_set1_ps(scale));
+  __m512i values = (__m512i)_mm512_cvtne2ps_pbh(scaled, scaled);  // twice over: a fifth bit of an index is idle
+  __m512i wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
+  even = _mm512_permutexvar_epi16(_mm512_srli_epi16(wide, 4), values);
+  odd = _mm512_permutexvar_epi16(wide, values);
+}
+
+struct Split : Level {
+  static void decode(const Linear& a, void* out, int64_t begin, int64_t end) {
+    const uint8_t* codes = static_cast<const uint8_t*>(a.codes);
+    __m512 table = _mm512_loadu_ps(a.table);
+    uint16_t* to = static_cast<uint16_t*>(out);
+    int64_t b = begin / a.block, left = (b + 1) * a.block - begin;
+    for (int64_t i = begin; i < end; i += 64, to += 64) {
+      __m512i even, odd;
+      split(codes + i / 2, table, a.scale[b], even, odd);
+      _mm512_storeu_si512(to, even);
+      _mm512_storeu_si512(to + 32, odd);
+      left -= 64;
+      if (!left) left = a.block, b++;
+    }
+  }
+};
+
+// R rows of Ŵ by rows m .. m + M of x, which `prepare` laid out; Ŵ passes through registers alone. Looking up and adding
+// up use different ports, so that decoding once for every few rows costs next to nothing.
+template <int R, int M, bool UNIT>
+void few(const Linear& a, int64_t n, int64_t m) {
+  const uint8_t* codes = static_cast<const uint8_t*>(a.codes) + n * a.k / 2;
+  const uint16_t* x = static_cast<const uint16_t*>(a.x) + m * a.k;
+  __m512 table = _mm512_loadu_ps(a.table), acc[R][M];
+  const float* scale[R];
+  int64_t left[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++) {
+    int64_t at = (n + r) * a.k;
+    scale[r] = a.scale + at / a.block;
+    left[r] = a.block - at % a.block;
+#pragma GCC unroll 8
+    for (int j = 0; j < M; j++) acc[r][j] = _mm512_setzero_ps();
+  }
+  for (int64_t i = 0; i < a.k; i += 64) {
+    __m512i even[R], odd[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const uint8_t* q = codes + (r * a.k + i) / 2;
+      _mm_prefetch(reinterpret_cast<const char*>(q + R * a.k / 2), _MM_HINT_T0);  // the same place, R rows on
+      split(q, table, UNIT ? scale[r][i / 64] : *scale[r], even[r], odd[r]);
+      if (UNIT) continue;
+      left[r] -= 64;
+      if (!left[r]) left[r] = a.block, scale[r]++;
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < M; j++) {
+      __m512bh u = (__m512bh)_mm512_loadu_si512(x + j * a.k + i), v = (__m512bh)_mm512_loadu_si512(x + j * a.k + i + 32);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) acc[r][j] = _mm512_dpbf16_ps(acc[r][j], (__m512bh)even[r], u);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) acc[r][j] = _mm512_dpbf16_ps(acc[r][j], (__m512bh)odd[r], v);
+    }
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < M; j++) {
+    float sums[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) sums[r] = _mm512_reduce_add_ps(acc[r][j]);
+    finish<BF16>(a, m + j, n, R, sums);
+  }
+}
+
+template <bool UNIT>
+void few_rows(const Linear& a, int64_t first, int64_t last) {
+  for (int64_t n = first; n < last; n += 4) {
+    if (n + 4 > last) n = last - 4;
+    for (int64_t m = 0; m < a.rows;) {
+      int64_t rest = a.rows - m, tiles = (rest + 3) / 4, rows = (rest + tiles - 1) / tiles;
+      if (rows == 4) few<4, 4, UNIT>(a, n, m);
+      if (rows == 3) few<4, 3, UNIT>(a, n, m);
+      if (rows == 2) few<4, 2, UNIT>(a, n, m);
+      if (rows == 1) few<4, 1, UNIT>(a, n, m);
+      m += rows;
+    }
+  }
+}
+
+void linear(const Linear& a, int64_t first, int64_t last, void* scratch, const void* shared) {
+  if (!whole(a)) return linear_groups<Level>(a, first, last, scratch);
+  Linear b = a;
+  b.x = shared;
+  bool little = a.rows <= 4 || (a.rows <= 16 && a.k > 2048);  // a decoded group no longer fits the first cache
+  if (!little || last - first < 4) return linear_groups<Split>(b, first, last, scratch);
+  (a.block == 64 ? few_rows<true> : few_rows<false>)(b, first, last);
 }

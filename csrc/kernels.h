@@ -44,8 +44,10 @@ struct Kernels {
                         int64_t first, int64_t last);
   void (*rescale)(const int32_t* acc, const float* row, const float* col, const float* bias, void* out, Type type,
                   int64_t m, int64_t first, int64_t last);
-  // columns [first, last) of y; `scratch` holds GROUP * k elements of the type
-  void (*linear)(const Linear& a, int64_t first, int64_t last, void* scratch);
+  // once for a product: x as the level likes it, into room for rows * k elements; null where it likes it as it is
+  void (*prepare)(const Linear& a, void* shared);
+  // columns [first, last) of y; `scratch` holds GROUP * k elements of the type, one for each thread
+  void (*linear)(const Linear& a, int64_t first, int64_t last, void* scratch, const void* shared);
 };
 
 constexpr int64_t GROUP = 8;  // rows of Ŵ that are decoded at a time

@@ -81,11 +81,11 @@ struct Level {
   static constexpr int TILE = 1;
 };
 
-void linear(const Linear& a, int64_t first, int64_t last, void* scratch) {
+void linear(const Linear& a, int64_t first, int64_t last, void* scratch, const void*) {
   linear_groups<Level>(a, first, last, scratch);
 }
 
-const Kernels KERNELS = {"scalar", encode4, decode4, decode8, quantize_rows, rescale, linear};
+const Kernels KERNELS = {"scalar", encode4, decode4, decode8, quantize_rows, rescale, nullptr, linear};
 
 }  // namespace
 
