@@ -229,3 +229,15 @@ def test_fields_are_checked_all_at_once() -> None:
     with pytest.raises(InputError) as caught:
         replace(scheme, block=0, double=1, clip="max", table="foo")  # type: ignore[call-arg]
     assert len(caught.value.problems) == 4
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_product_is_the_one_of_the_decoded_weight(scheme: Scheme, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(11)
+    for shape in ((6, 64), (5, 48), (3, 7)):
+        packed = scheme.encode(fill("normal", shape, generator))
+        x, bias = torch.randn(2, 4, shape[1], generator=generator).to(dtype), torch.randn(shape[0]).to(dtype)
+        for b in (bias, None):
+            y = torch.nn.functional.linear(x, scheme.decode(packed, shape, dtype), b)
+            torch.testing.assert_close(scheme.product(x, packed, shape, b), y)

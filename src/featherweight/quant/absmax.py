@@ -21,7 +21,7 @@ from torch import Tensor
 
 from featherweight.core.errors import raise_all
 from featherweight.quant import clip as clipping
-from featherweight.quant import fields, integers
+from featherweight.quant import codebooks, fields, integers, ops
 from featherweight.quant.activations import Activations
 from featherweight.quant.blocks import blocks, elements, ends, rows_apart
 from featherweight.quant.scheme import Layout, Packed, Scheme
@@ -79,6 +79,14 @@ class Absmax(Activations, Scheme):
     def decode(self, packed: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         block = elements(self.per, shape)
         return integers.decode(packed["codes"], shape, dtype, block, self.bits, self.low, packed["scales"])
+
+    def product(self, x: Tensor, packed: Mapping[str, Tensor], shape: tuple[int, int], bias: Tensor | None) -> Tensor:
+        if self.activations is not None or self.bits not in (4, 8):
+            return super().product(x, packed, shape, bias)
+        codes, scales, block = packed["codes"], packed["scales"], elements(self.per, shape)
+        if self.bits == 8:
+            return ops.linear8(x, codes, scales, block, shape, bias)
+        return ops.linear4(x, codes, scales, codebooks.levels(integers.NIBBLES, codes), block, shape, bias)
 
     def rows(self, packed: Mapping[str, Tensor], shape: tuple[int, int], index: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows of Ŵ by number: these alone are decoded where each has bytes and scales of its own."""

@@ -11,11 +11,14 @@ from math import prod
 import torch
 from torch import Tensor
 
-from featherweight.quant import ops, packing
+from featherweight.quant import codebooks, ops, packing
 from featherweight.quant.blocks import blocks, cut, pieces, spread
 
 SLACK = 2**8 * 2.0**-149  # a step below the smallest float32 cannot be stored, of which a grid has 2^k
 ROUNDING = 2.0**-22  # of the range: float32 rounding of quotient, sum and product
+
+NIBBLES = "signed4"  # the table of codes stored q + 8
+codebooks.add(NIBBLES, tuple(range(-8, 8)))
 
 
 def stored(shape: tuple[int, ...], bits: int) -> tuple[torch.dtype, tuple[int, ...]]:
@@ -50,8 +53,10 @@ def decode(
     zeros: Tensor | None = None, base: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The inverse: (q - z) s + base in float32, then cast."""
-    if bits == 8 and zeros is None and base is None:
-        return ops.decode8(codes, scales, block, shape, dtype)
+    if zeros is None and base is None and bits in (4, 8):
+        if bits == 8:
+            return ops.decode8(codes, scales, block, shape, dtype)
+        return ops.decode4(codes, scales, codebooks.levels(NIBBLES, codes), block, shape, dtype)
     n = prod(shape)
     q = codes.reshape(-1) if bits == 8 else packing.unpack(codes, bits, n).to(torch.int8).add_(low)
     rows: Tensor = cut(q, block)
