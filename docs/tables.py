@@ -152,9 +152,29 @@ def ordering() -> str:
     return markdown(["data", "method", "trained", "lr", "seeds", "test accuracy", "to LoRA, ± 2 standard errors"], rows)
 
 
+def planned() -> str:
+    """Planned against measured peaks, by shape, method and number format."""
+    rows = []
+    for name, run in result("plan")["runs"].items():
+        model, method, number, keeps, length = name.split()
+        sizes = [f"{run[k] / 1e6:,.0f}" for k in ("measured", "planned")]
+        rows.append([model, method, number, "yes" if keeps == "recompute" else "", length, *sizes, f"{run['ratio']:.3f}"])
+    made = markdown(["shape", "method", "base", "recomputed", "tokens", "measured, MB", "planned, MB", "ratio"], rows)
+    s = result("plan")["summary"]
+    told = f"{s['within_10_percent']} of {s['runs']} within 10 %; off by {s['median_off']:.1%} in the median, {s['worst_off']:.1%} at worst."
+    return f"{made}\n\n{told}"
+
+
+def published() -> str:
+    """The papers' memory figures beside what is planned for the same model."""
+    rows = [[r["model"], r["case"], f"{r['published_gb']:,.4g}", f"{r['planned_gb']:,.4g}", r["why"]]
+            for r in result("published_memory")["rows"]]  # fmt: skip
+    return markdown(["model", "case", "published, GB", "planned, GB", "what the printed figure holds beside"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "methods": methods, "step": step, "startup": startup, "demo": demo, "run": run, "quality": quality,
-    "serving": serving, "files": files, "dora": dora, "ordering": ordering,
+    "serving": serving, "files": files, "dora": dora, "ordering": ordering, "planned": planned, "published": published,
 }  # fmt: skip
 
 

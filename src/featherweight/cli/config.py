@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from featherweight.cli.amount import bytes_of
 from featherweight.cli.flags import normal, read_flags
 from featherweight.cli.nouns import noun, placed
 from featherweight.cli.recipes import recipe
@@ -29,6 +30,7 @@ class RunConfig:
     name: str = "default"
     start: str | None = None  # --from: the adapter to go on with
     columns: dict[str, str] | None = None
+    limit: int | None = None  # bytes that the plan of the run may need
     settings: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
 
@@ -51,11 +53,12 @@ def read_config(tokens: Sequence[str]) -> RunConfig:
     needed(values, problems)
     settings = {k: v for k, v in made.items() if k not in {own.name for own in OWN} and "." not in k}
     problems += together(settings, values)
+    limit = bytes_of(made.get("limit"), values["limit"].where if "limit" in values else "", problems)
     raise_all(problems)
     return RunConfig(
         model=made.get("model"), data=made.get("data"), output=made.get("output") or default_output(made["data"]),
         task=task, method=method, quantize=quantize, name=made.get("name", "default"), start=made.get("from"),
-        columns=columns(made), settings=settings, origins={k: v.where for k, v in values.items()},
+        columns=columns(made), limit=limit, settings=settings, origins={k: v.where for k, v in values.items()},
     )  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 """`fw plan`: what a run will need, from the same file and flags as `fw train`, before anything is loaded."""
 
-import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from featherweight.cli.amount import bytes_of
 from featherweight.cli.config import checked, columns, overridden, together
 from featherweight.cli.flags import read_flags
 from featherweight.cli.nouns import noun
@@ -36,8 +36,6 @@ EXAMPLES = """\
   fw plan run.toml --probe
   fw plan MODEL --fit 6GB
 """
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-         "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 
 
 def command(*words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Shown:
@@ -111,17 +109,3 @@ def fitting(given: Mapping[str, Any], limit: int, method: Any, options: dict[str
         o.plan.to_dict() | {"checkpointing": o.checkpointing, "accumulate": o.accumulate} for o in found
     ]}  # fmt: skip
     return Shown(data, (partial(table, found, limit),), code=0 if found else 1)
-
-
-def bytes_of(text: str | None, where: str, problems: list[Problem]) -> int | None:
-    """6GB -> 6,000,000,000. What cannot be read becomes a problem."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?I?B?)\s*", text, re.IGNORECASE)
-    unit = match[2].upper() if match else "?"
-    unit = unit if unit in UNITS else f"{unit}B"
-    try:
-        return round(float(match[1]) * UNITS[unit])  # type: ignore[index]
-    except (TypeError, KeyError, ValueError):
-        problems.append(Problem("not an amount of memory", where, "such as 6GB or 512MB", repr(text)))
-        return None

@@ -28,6 +28,7 @@ OWN = (
     Key("name", str, "default", "The adapter's name."),
     Key("from", str, None, "Go on training this adapter; its base is the model."),
     Key("columns", str | dict[str, str], None, "Which column is what: text=review,label=stars."),
+    Key("limit", str, None, "Plan first, and do not start where more memory than this is needed: 6GB."),
 )  # fmt: skip
 
 

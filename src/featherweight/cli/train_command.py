@@ -9,7 +9,7 @@ from featherweight.cli.config import RunConfig, read_config
 from featherweight.cli.nouns import placed
 from featherweight.cli.screen import Shown
 from featherweight.cli.train_help import train_help
-from featherweight.core.errors import InputError
+from featherweight.core.errors import InputError, Problem
 
 
 def command(*words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Shown:
@@ -18,21 +18,44 @@ def command(*words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Sho
         return train_help()
     config = read_config(words)
     try:
+        keep_within(config)
         run = trained(config)
     except InputError as error:  # found while running: said where the user wrote it
         raise InputError(*(placed(p, config.origins, "") for p in error.problems)) from error
     return report(config, run)
 
 
+def keep_within(config: RunConfig) -> None:
+    """Plan the run where a limit is set. Raises InputError where it needs more memory, naming the ways out."""
+    if config.limit is None:
+        return
+    if config.model is None:
+        raise InputError(Problem("a run that goes on from an adapter cannot be planned", "limit", fix="leave it out"))
+    from featherweight.plan import plan
+    from featherweight.plan.fit import ways_out
+    from featherweight.plan.show import size
+
+    found = plan(config.model, method_of(config), config.quantize, task=config.task, **config.settings)
+    needs = {"a training step": found.train_bytes, **{k: found.peaks[k] for k in ("load", "save")}}
+    worst = max(needs, key=lambda name: needs[name])
+    if needs[worst] > config.limit:
+        ways = "; ".join(ways_out(found, bool(config.settings.get("checkpointing"))))
+        raise InputError(Problem("the run needs more memory than its limit", "limit", f"at most {size(config.limit)}",
+                                 f"{size(needs[worst])} at the peak of {worst}", ways))  # fmt: skip
+
+
+def method_of(config: RunConfig) -> Any:
+    """The method that is attached: LoRA where nothing else is said."""
+    from featherweight.methods import LoRA
+
+    return LoRA() if config.method is None else config.method
+
+
 def trained(config: RunConfig) -> Any:
     """The run itself: one call of the API."""
     from featherweight.train.run import train
 
-    method = config.method
-    if method is None and config.start is None:
-        from featherweight.methods import LoRA
-
-        method = LoRA()
+    method = config.method if config.start is not None else method_of(config)
     return train(
         config.model, config.data, config.task, output=config.output, method=method, name=config.name,
         columns=config.columns, start=config.start, quantize=config.quantize, **config.settings,
