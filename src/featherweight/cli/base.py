@@ -27,7 +27,7 @@ def opened(
 
     labeled = wanted if getattr(wanted, "labels", True) else None  # a saved head brings its own number of labels
     if adapter is None:
-        loaded = load_base(model, labeled, quantize=recipe)  # type: ignore[arg-type]
+        loaded = load_base(model, labeled, quantize=recipe)
     else:
         loaded = load_model(adapter, base=model, quantize=recipe)
     return loaded.to(place(device)), wanted

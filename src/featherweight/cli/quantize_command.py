@@ -102,10 +102,14 @@ def entries(text: str) -> str | tuple[str, ...]:
 
 
 def streamed(model: str, recipe: "Recipe", dtype: str) -> Any:
-    """The model, its weights encoded as they were read."""
+    """The model, its weights encoded as they were read. Raises InputError for one that holds codes already."""
     from featherweight.interop import load_base
 
-    return load_base(model, dtype=dtype, quantize=recipe)
+    loaded = load_base(model, dtype=dtype, quantize=recipe)
+    if getattr(loaded, "quantization_report", None) is None:
+        fix = "it is what you asked for: copy it"
+        raise InputError(Problem("the model is quantized already", model, got=repr(recipe.scheme), fix=fix))
+    return loaded
 
 
 def whole(

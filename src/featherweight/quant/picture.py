@@ -17,8 +17,7 @@ def heatmap(report: Report, path: Path) -> Path:
     """Draw the report into `path`, a .png or an .svg."""
     import matplotlib as mpl
 
-    options = {"font.size": 9, "svg.hashsalt": "fw", "font.family": "sans-serif"}
-    with mpl.rc_context(options):
+    with mpl.rc_context({"font.size": 9, "svg.hashsalt": "fw"}):
         figure = draw(report)
         path.parent.mkdir(parents=True, exist_ok=True)
         plain: dict[str, Any] = {"metadata": {"Date": None}} if path.suffix == ".svg" else {"dpi": 144}
