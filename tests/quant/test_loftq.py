@@ -133,6 +133,31 @@ def test_prepared_from_the_originals_it_is_the_same(arch: str, scheme: Any) -> N
         assert all(torch.equal(p, kept[k]) for k, p in two.named_parameters()), "what has started stays"
 
 
+def test_prepared_from_the_checkpoint_it_was_streamed_from(data_dir: Path, stories: Any) -> None:
+    """`load_base(path, quantize=...)` never holds the float model, and LoftQ starts from its files all the same."""
+    model: Any = fw.load_base(data_dir / "stories260k" / "hf", fw.CausalLM(), quantize=NF4())
+    fw.attach(model, fw.LoRA(rank=8, targets="linear", init="loftq"))
+    fw.prepare(model, [])
+    found = errors(model, stories)
+    assert len(found) == 35
+    assert all(e < 0.95 for e in found.values()), "8 of 64 directions take a good part of it"
+
+
+def test_a_checkpoint_of_the_trunk_has_no_prefix() -> None:
+    model = with_codes(tiny("bert"))
+    fw.attach(model, fw.LoRA(rank=2, init="loftq"), head=False)
+    model.originals = tiny("bert").bert.state_dict()
+    fw.prepare(model, [])
+    assert all(a.B.any() for a in adapters(model, "default").values())
+
+
+def test_under_a_decomposition() -> None:
+    """DoRA's magnitudes are those of the weight as it was; the direction starts nearer to it than the codes alone."""
+    model = fw.attach(tiny("llama"), fw.DoRA(rank=6, targets="linear", init="loftq"))
+    fw.quantize(model, NF4())
+    assert all(e < 1 for e in errors(model, tiny("llama")).values())
+
+
 def test_it_says_what_it_lacks() -> None:
     model = fw.attach(tiny("llama"), fw.LoRA(rank=4, init="loftq"))
     with pytest.raises(fw.InputError, match=r"q_proj.*v_proj.*and this is not quantized; fw\.quantize\(model"):

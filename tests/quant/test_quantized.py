@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.codes import coded, quantized_modules, with_codes
-from support.models import inputs, logits, output, tiny
+from support.models import disturb, inputs, logits, output, tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -174,6 +174,18 @@ def test_compiled_whole_it_computes_the_same() -> None:
     torch.testing.assert_close(*(torch.autograd.grad(o.square().sum(), x)[0] for o in (y, z)))
 
 
+def test_a_model_under_an_adapter_is_compiled_whole(arch: str = "gpt2") -> None:
+    model = fw.attach(with_codes(tiny(arch)), fw.LoRA(rank=2, targets="linear"))
+    disturb(model)
+    torch._dynamo.reset()
+    whole, found = torch.compile(model, fullgraph=True, backend="aot_eager"), []
+    for run in (whole, model):
+        y = run(**inputs(arch)).logits
+        found.append((y, *torch.autograd.grad(y.square().sum(), [p for p in model.parameters() if p.requires_grad])))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_exported_it_computes_the_same() -> None:
     module, x = coded(layer(16, 80)), torch.randn(6, 80)
     torch.testing.assert_close(torch.export.export(module, (x,)).module()(x), module(x))
@@ -277,6 +289,8 @@ def test_tied_modules_may_share_their_codes() -> None:
         assert torch.equal(other.lm_head.weight, other.transformer.wte.weight)
     count = fw.trainable(model)
     assert count.total == fw.trainable(tiny("gpt2")).total
+    plain = dequantize(copy.deepcopy(model))
+    assert plain.lm_head.weight is plain.transformer.wte.weight
     assert count.codes == 99 * 32
     fw.attach(model, fw.LoRA(rank=2, targets="head"))
     with torch.no_grad():

@@ -85,6 +85,8 @@ def streamed(
     finally:
         JOB.reset(token)
     model.name_or_path = model.config.name_or_path = os.fspath(path)
+    if pending.recipes:
+        model.originals = stored  # LoftQ starts from what was lost
     return model, info
 
 

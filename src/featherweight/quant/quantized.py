@@ -7,6 +7,7 @@
 is never kept in the state dict; what the codes mean is, as `<path>.scheme`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
@@ -162,9 +163,17 @@ def become_plain(module: Any, W: Tensor | None = None) -> None:
 
 
 def dequantize(model: nn.Module) -> nn.Module:
-    """Every quantized module a plain one again, in place, its weight as decoded. Adapters stay."""
-    for module in [m for m in model.modules() if isinstance(m, Quantized)]:
-        become_plain(module)
+    """Every quantized module a plain one again, in place, its weight as decoded, and frozen. Adapters stay; modules
+    that shared their codes share the weight.
+    """
+    found = [(m, next(iter(m.packed.values()))) for m in model.modules() if isinstance(m, Quantized)]
+    times = Counter(id(codes) for _, codes in found)
+    made: dict[int, Any] = {}
+    for module, codes in found:
+        W = made.get(id(codes))
+        become_plain(module, W)
+        if times[id(codes)] > 1:
+            module._parameters["weight"] = made.setdefault(id(codes), module._parameters["weight"])
     return model
 
 

@@ -7,7 +7,8 @@ of W: any base quantized in the same way will do. With more rounds (`loftq-5`: f
 this very adapter, and its file fits no other base. Neither step knows of the other, so that a late round may lose what
 an earlier one won (it does, from the fourth on, at half the full rank): the best round is kept.
 It starts as its host becomes codes: attach, then quantize. On a model that is quantized already `prepare` starts it
-from `model.originals`, a mapping of names to the weights as they were (a checkpoint's tensors).
+from `model.originals`, a mapping of names to the weights as they were (`load_base(path, quantize=...)` leaves it there;
+nothing is read before it is needed).
 Source: Li et al. 2023, LoftQ, arXiv:2310.08659, algorithm 1.
 """
 
@@ -53,7 +54,7 @@ def prepare(
     modules = dict(hosts(model))
     raise_all(alike(p for path in waits for p in obstacles(model, path, modules[path])))
     for path, adapter in waits.items():
-        begin(modules[path], adapter, model.originals[f"{path}.weight"])  # type: ignore[index]
+        begin(modules[path], adapter, original(model, path)[...])
 
 
 def fresh(adapter: Any) -> bool:
@@ -63,18 +64,25 @@ def fresh(adapter: Any) -> bool:
 
 def obstacles(model: nn.Module, path: str, host: Any) -> Iterable[Problem]:
     """Why an adapter cannot start: its host keeps no codes, or nobody knows what they were made of."""
-    there, originals = encoded(host).get("weight"), getattr(model, "originals", None)
+    there, before = encoded(host).get("weight"), original(model, path)
     if there is None:
         fix = "fw.quantize(model, fw.NF4()), or leave it out of the targets"
         yield Problem("LoftQ starts from what quantizing loses, and this is not quantized", path, fix=fix)
         return
-    if originals is None or f"{path}.weight" not in originals:
+    if before is None:
         fix = "attach before you quantize, or set model.originals to the checkpoint's tensors by name"
         yield Problem("what quantizing lost is not known any more", path, fix=fix)
         return
-    own = tuple(originals[f"{path}.weight"].shape)
+    own = tuple(before.shape)
     if own != tuple(there.shape):
         yield Problem("the original has another shape", f"{path}.weight", str(tuple(there.shape)), str(own))
+
+
+def original(model: Any, path: str) -> Any:
+    """A host's weight as it was, or what reads it (`[...]`); checkpoints of a trunk lack, or have, its prefix."""
+    there, prefix = getattr(model, "originals", None) or {}, f"{getattr(model, 'base_model_prefix', '')}."
+    key = f"{path}.weight"
+    return next((there[k] for k in (key, key.removeprefix(prefix), prefix + key) if k in there), None)
 
 
 def begin(host: Any, adapter: Any, original: Tensor) -> None:
