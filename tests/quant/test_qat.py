@@ -245,3 +245,34 @@ def test_bad_fields():
     with pytest.raises(fw.InputError) as error:
         fw.QAT(learned_scale="yes", weights=3, activations=9)
     assert len(error.value.problems) == 3
+
+
+@pytest.mark.parametrize("given", [
+    {"scheme": "nf4", "scheme.double": "true"}, {"scheme": {"type": "nf4", "double": True}},
+    {"scheme.type": "nf4", "scheme.double": True},
+])  # fmt: skip
+def test_flags_and_files_spell_its_scheme(given):
+    from featherweight.cli.nouns import noun
+    from featherweight.cli.schema import methods
+    from featherweight.cli.value import Value
+
+    def read(given):
+        values = {f"method.{k}": Value(f"method.{k}", v, f"--method.{k}", isinstance(v, str)) for k, v in given.items()}
+        problems = []
+        return noun("method", methods, {"method.type": Value("method", "qat", "--method")} | values, problems), problems
+
+    assert read(given) == (fw.QAT(scheme=fw.NF4(double=True)), [])
+    made, problems = read(given | {"scheme.blokc": "3", "learned_scal": "true"})
+    assert made is None
+    assert {p.where for p in problems} >= {"--method.scheme.blokc", "--method.learned_scal"}
+
+
+def test_a_run_with_qat_resumes_from_what_it_wrote(tmp_path):
+    """`fw.save` and `fw.load` bring back the method with its scheme, and the same outputs."""
+    model = fw.attach(tiny("llama"), fw.QAT(scheme=fw.Absmax(bits=4, per=16), learned_scale=True), head=False)
+    disturb(model)
+    fw.save(model, tmp_path)
+    other = fw.load(tiny("llama"), tmp_path)
+    assert torch.equal(logits(other, inputs("llama")), logits(model, inputs("llama")))
+    fw.convert(other)
+    assert any(isinstance(m, QuantLinear) for m in other.modules())

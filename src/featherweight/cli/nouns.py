@@ -6,7 +6,7 @@ from typing import Any
 from featherweight.cli.schema import noun_keys
 from featherweight.cli.value import Value, fitted, toml_scalar
 from featherweight.core.errors import InputError, Problem, did_you_mean
-from featherweight.core.noun import Noun
+from featherweight.core.noun import Noun, nested
 
 
 def noun(
@@ -39,9 +39,12 @@ def noun(
 
 def fields_of(made: type[Noun], mine: Mapping[str, Value], found: list[Problem]) -> dict[str, Any]:
     """The options of a noun as the types of its fields."""
-    keys = noun_keys(made)
+    keys, families = noun_keys(made), nested(made)
     options: dict[str, Any] = {}
-    for name, value in mine.items():
+    for name, family in families.items():
+        held = noun(name, lambda family=family: dict(family.known), within(name, mine), found)  # type: ignore[misc]
+        options |= {} if held is None else {name: held}
+    for name, value in [(n, v) for n, v in mine.items() if n.partition(".")[0] not in families]:
         field_name, _, entry = name.partition(".")
         if field_name not in keys:
             fix = did_you_mean(field_name, keys) if keys else f"{made.__name__} has no options"
@@ -52,6 +55,19 @@ def fields_of(made: type[Noun], mine: Mapping[str, Value], found: list[Problem])
         found += [wrong] if wrong else []
         options[field_name] = options.get(field_name, {}) | got if entry and not wrong else got
     return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+
+
+def within(field: str, mine: Mapping[str, Value]) -> dict[str, Value]:
+    """The values of a field that is a noun itself: its name alone, `scheme.block`, or a table of both."""
+    found: dict[str, Value] = {}
+    for name, value in mine.items():
+        if name == field and isinstance(value.raw, Mapping):
+            found |= {f"{field}.{k}": Value(f"{value.key}.{k}", v, value.where) for k, v in value.raw.items()}
+        elif name == field:
+            found[f"{field}.type"] = value
+        elif name.startswith(f"{field}."):
+            found[name] = value
+    return found
 
 
 def flag_scalar(value: Value) -> Any:

@@ -85,6 +85,7 @@ def schemes() -> dict[str, type[Noun]]:
 def methods() -> dict[str, type[Noun]]:
     """Every method by the name that files and flags use."""
     import featherweight.methods
+    import featherweight.quant  # QAT
     from featherweight.core.method import Method
 
     assert featherweight.methods  # imported so that the methods register themselves
