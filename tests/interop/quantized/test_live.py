@@ -182,3 +182,12 @@ def test_torchao_runs_its_own_product_where_nothing_is_trained() -> None:
     with torch.no_grad():
         assert torch.equal(net(batch()), out)
     assert 0 < float((net(batch().requires_grad_()).detach() - out).norm() / out.norm()) < 0.02  # rounding of the input
+
+
+def test_layers_that_are_not_quantized_yet_are_refused() -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    net = Two(bnb.nn.Linear4bit(64, 64), bnb.nn.Linear8bitLt(64, 32, has_fp16_weights=False))
+    with pytest.raises(InputError, match="not quantized yet") as caught:
+        fw.attach(net, fw.LoRA(rank=3, **SEATS))
+    assert [p.where for p in caught.value.problems] == ["q", "v"]
+    fw.attach(net.to("cpu"), fw.LoRA(rank=3, **SEATS))

@@ -97,3 +97,22 @@ def test_a_saved_adapter_knows_its_live_base_again_and_serves_rows(stories: Path
         both = again(ids.expand(2, -1)).logits
     torch.testing.assert_close(both, torch.cat([out, base]), rtol=1e-4, atol=1e-4)
     assert again.generate(ids, max_new_tokens=3, do_sample=False).shape == (1, 20)
+
+
+@pytest.mark.parametrize("targets", ["linear", "query"])
+def test_a_merged_model_is_saved_as_what_it_is(stories: Path, targets: str, tmp_path: Path) -> None:
+    """All of it plain, or plain where the adapters were and bitsandbytes elsewhere: transformers loads either."""
+    from transformers import AutoModelForCausalLM
+
+    model = fw.attach(loaded(stories, "nf4"), fw.LoRA(rank=2, targets=targets))
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data.normal_(std=0.1)
+    ids = torch.arange(3, 20)[None]
+    fw.merge(model).train().save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).train()
+    block = again.model.layers[0]
+    assert type(block.self_attn.q_proj) is torch.nn.Linear
+    assert (type(block.mlp.up_proj) is torch.nn.Linear) == (targets == "linear")
+    assert (getattr(again.config, "quantization_config", None) is None) == (targets == "linear")
+    assert torch.equal(again(ids).logits, model(ids).logits)

@@ -13,9 +13,9 @@ from featherweight.core.host import Host, base_modules
 from featherweight.interop.quantized import bnb
 from featherweight.interop.quantized.bnb4 import read4
 from featherweight.interop.quantized.bnb8 import read8
+from featherweight.interop.quantized.books import forget
 from featherweight.interop.quantized.live import become_linear
 from featherweight.interop.quantized.live_bnb import Linear4bit, Linear8bitLt
-from featherweight.interop.root import pretrained
 from featherweight.quant.llmint8 import LLMInt8
 from featherweight.quant.quantize import on_quantize
 from featherweight.quant.quantized import become_quantized
@@ -46,22 +46,10 @@ def adopt(model: nn.Module) -> nn.Module:
         there = opened(module)
         become_linear(module, torch.empty(there.shape, dtype=there.dtype, device="meta"))
         become_quantized(module, *made[path])
-    for whole in pretrained(model):
-        for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
-            vars(whole).pop(name, None)
-        vars(whole.config).pop("quantization_config", None)
-        unread(whole)
+    forget(model)
     for tell in on_quantize:
         tell(model)
     return model
-
-
-def unread(model: Any) -> None:
-    """Forget how transformers read bitsandbytes' tensors: it would undo that at saving, and cannot."""
-    held = vars(model).get("_weight_conversions") or []
-    model._weight_conversions = [
-        c for c in held if not any(type(o).__name__.startswith("Bnb") for o in getattr(c, "operations", ()))
-    ]
 
 
 def opened(module: Any) -> Any:

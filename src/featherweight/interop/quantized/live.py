@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from featherweight.core.base import lend, read, write
 from featherweight.core.derived import derive
 from featherweight.core.encoded import Encoded
-from featherweight.core.errors import InputError, Problem
+from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.core.host import base_modules, frozen_class, reclass
+from featherweight.interop.quantized import books
 from featherweight.quant.decoded import decoded_linear
 from featherweight.quant.scheme import Packed, Scheme
 
@@ -65,6 +66,10 @@ class Library:
     def leave(self, module: Any) -> None:
         """Undo what `settle` left on a module."""
 
+    def pending(self, module: Any) -> bool:
+        """Whether a module is the library's and still waits for being quantized."""
+        return False
+
     def runs(self, module: Any, x: Tensor) -> bool:
         """Whether the library's own forward is right for this call."""
         return False
@@ -85,6 +90,7 @@ def refused(_: Tensor) -> Tensor:
 
 
 libraries: list[Library] = []
+MERGED = "_merged_from_codes"  # on a layer that became plain, until the adapters are off
 
 
 class Live:
@@ -111,6 +117,11 @@ def live_class(cls: Any, number: int) -> Any:
 
 def settle(model: nn.Module) -> None:
     """Before an attach: every quantized layer of another library gets its live class."""
+    raise_all(
+        Problem("not quantized yet: its library does that when the model is moved", path, "codes", "a plain weight",
+                'model.to("cpu"), or another device, first; then attach')
+        for path, m in base_modules(model) if any(library.pending(m) for library in libraries)
+    )  # fmt: skip
     dtype = next((p.dtype for p in model.parameters() if type(p) is nn.Parameter and p.is_floating_point()), None)
     for _, module in base_modules(model):
         if isinstance(module, Live) or not isinstance(module, nn.Linear):
@@ -123,11 +134,17 @@ def settle(model: nn.Module) -> None:
 
 
 def leave(model: nn.Module) -> None:
-    """After the last detach: the classes as they were."""
-    for _, module in base_modules(model):
+    """After the last detach: the classes as they were, and transformers told of layers that merging made plain."""
+    layers = [m for _, m in base_modules(model)]
+    for module in layers:
         if isinstance(module, Live):
             module.library.leave(module)
             reclass(module, module.foreign)
+    plain = [m for m in layers if vars(m).pop(MERGED, None)]
+    if plain and any(known(m) for m in layers):
+        books.skip(model, plain)
+    elif plain:
+        books.forget(model)
 
 
 def held(module: Any) -> Opened:
@@ -177,6 +194,7 @@ def write_merged(host: Any, name: str, W: Tensor, again: bool = False) -> None:
         host.library.put(host, W)
     else:
         become_linear(host, W)
+        vars(host)[MERGED] = True
 
 
 def become_linear(module: Any, W: Tensor) -> None:

@@ -55,6 +55,9 @@ class Linear4bit(Library):
         if getattr(state, "packing_format_for_cpu", False):
             weight.data = in_order(weight.data, state)
 
+    def pending(self, module: Any) -> bool:
+        return named(module, "Linear4bit") and self.opened(module) is None
+
     def runs(self, module: Any, x: Tensor) -> bool:
         return x.device.type != "cpu"
 
@@ -129,6 +132,9 @@ class Linear8bitLt(Library):
 
     def leave(self, module: Any) -> None:
         del module.decodes_to
+
+    def pending(self, module: Any) -> bool:
+        return named(module, "Linear8bitLt") and not module.state.has_fp16_weights and self.opened(module) is None
 
     def runs(self, module: Any, x: Tensor) -> bool:
         return x.device.type != "cpu"
