@@ -191,3 +191,25 @@ def test_layers_that_are_not_quantized_yet_are_refused() -> None:
         fw.attach(net, fw.LoRA(rank=3, **SEATS))
     assert [p.where for p in caught.value.problems] == ["q", "v"]
     fw.attach(net.to("cpu"), fw.LoRA(rank=3, **SEATS))
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_compiled_graph_is_whole(kind: str) -> None:
+    net = stirred(fw.attach(two(kind), fw.LoRA(rank=3, **SEATS)))
+    with torch.no_grad():
+        expected = net(batch())
+        torch.testing.assert_close(torch.compile(net, fullgraph=True, backend="eager")(batch()), expected)
+    x, other = batch().requires_grad_(), batch().requires_grad_()
+    torch.compile(net, fullgraph=True, backend="aot_eager")(x).sum().backward()
+    net(other).sum().backward()
+    torch.testing.assert_close(x.grad, other.grad)
+
+
+def test_16_bit_layers_compute_as_bitsandbytes_trains() -> None:
+    layer = four(64, 32, compute_dtype=torch.bfloat16)
+    x = batch()
+    out = layer.train()(x)
+    assert out.dtype is torch.float32  # by way of bf16, back in the dtype that came
+    net = Two(layer, nn.Linear(32, 8).requires_grad_(False))
+    fw.attach(net, fw.LoRA(rank=3, targets="v"))
+    assert torch.equal(net.q(x), out)
