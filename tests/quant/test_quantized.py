@@ -174,13 +174,13 @@ def test_compiled_whole_it_computes_the_same() -> None:
     torch.testing.assert_close(*(torch.autograd.grad(o.square().sum(), x)[0] for o in (y, z)))
 
 
-def test_a_model_under_an_adapter_is_compiled_whole(arch: str = "gpt2") -> None:
-    model = fw.attach(with_codes(tiny(arch)), fw.LoRA(rank=2, targets="linear"))
+def test_a_model_under_an_adapter_is_compiled_whole() -> None:
+    model = fw.attach(with_codes(tiny("gpt2")), fw.LoRA(rank=2, targets="linear"))
     disturb(model)
     torch._dynamo.reset()
     whole, found = torch.compile(model, fullgraph=True, backend="aot_eager"), []
     for run in (whole, model):
-        y = run(**inputs(arch)).logits
+        y = run(**inputs("gpt2")).logits
         found.append((y, *torch.autograd.grad(y.square().sum(), [p for p in model.parameters() if p.requires_grad])))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
@@ -415,6 +415,26 @@ def test_codes_that_do_not_fit_are_refused_all_at_once() -> None:
     assert len(error.value.problems) == 3
     assert type(module) is nn.Linear
     assert module.weight.shape == (6, 48)
+
+
+def test_a_state_may_be_assigned_to_modules_without_memory() -> None:
+    state = nn.Sequential(coded(layer(6, 48))).state_dict()
+    model = nn.Sequential(coded(layer(6, 48))).to("meta")
+    model.load_state_dict(state, assign=True)
+    assert all(torch.equal(t, state[k]) for k, t in model.state_dict().items())
+
+
+def test_experts_are_skipped_and_the_report_says_so() -> None:
+    """Their 3-d weights are no linear layer's: they stay as they are, counted with the reason."""
+    model = tiny("mixtral")
+    report = fw.quantize(model, NF4())
+    skipped = {s.path: (s.reason, s.parameters) for s in report.skipped}
+    experts = {p: m for p, m in model.named_modules() if p.endswith("mlp.experts")}
+    assert experts
+    for path, module in experts.items():
+        assert skipped[path] == ("a stack of matrices, no linear layer", sum(p.numel() for p in module.parameters()))
+    fw.attach(model, fw.ExpertLoRA(rank=2, targets="attention"))
+    assert logits(model, inputs("mixtral")).isfinite().all()
 
 
 def test_one_row_alone() -> None:
