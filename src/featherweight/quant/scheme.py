@@ -44,7 +44,9 @@ class Scheme(Noun):
     def encode(self, W: Tensor, seen: Any = None) -> Packed:
         """A float tensor of any shape -> its packed tensors. `seen` is what calibration recorded of a module's inputs.
 
-        Raises InputError for an empty tensor; NaN poisons its own block and nothing else.
+        Raises InputError for an empty tensor, a scalar and what holds no floats. NaN and infinity stay in sight: what
+        shares a scale with one decodes to nothing finite (with `double`, what shares a scale of scales), and all else
+        as if it were not there.
         """
         raise NotImplementedError(f"{type(self).__name__} must encode")
 
