@@ -17,12 +17,14 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import _paired
 import _real
 import torch
-from quant_quality import nats, windows
+from quant_quality import WINDOW, nats, text
 
 import featherweight as fw
 from featherweight.methods import Full, LoRA
@@ -32,14 +34,23 @@ STEPS, BATCH, SEEDS = 150, 8, (0, 1, 2)
 RATE = {"full": 5e-4, "low": 5e-3}  # the best of 2e-4, 5e-4, 1e-3 and of 2e-3, 5e-3 for training in floats
 
 
+@cache
+def training_text() -> torch.Tensor:
+    """All of the sample but its last fifth: (windows, 1 + WINDOW) token ids."""
+    tokenizer = fw.load_base(_real.stories(), fw.CausalLM()).tokenizer
+    ids = torch.tensor(tokenizer(text("tinystories train"), add_special_tokens=False, verbose=False).input_ids)
+    ids = ids[: len(ids) // WINDOW * WINDOW].view(-1, WINDOW)
+    return torch.cat([torch.full((len(ids), 1), tokenizer.bos_token_id), ids], 1)
+
+
 def trained(seed: int, rate: str, attach: Callable[[Any], Any]) -> Any:
     """The model after so many steps of AdamW under a linear schedule, with its adapters on."""
     model = attach(fw.load_base(_real.stories(), fw.CausalLM())).train()
-    text, noise = windows("tinystories train"), torch.Generator().manual_seed(seed)
+    windows, noise = training_text(), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE[rate], weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
     for _ in range(STEPS):
-        ids = text[torch.randint(len(text), (BATCH,), generator=noise)]
+        ids = windows[torch.randint(len(windows), (BATCH,), generator=noise)]
         optimizer.zero_grad()
         model(input_ids=ids, labels=ids).loss.backward()
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
@@ -54,8 +65,6 @@ def measured(model: Any) -> float:
 
 def rounded(model: Any, bits: tuple[int, ...]) -> dict[str, float]:
     """A float model's nats at every width, rounded to nearest and with its ranges cut."""
-    from copy import deepcopy
-
     found = {"floats": measured(model)}
     for width in bits:
         for name, clip in ((f"{width} bits", None), (f"{width} bits mse", "mse")):

@@ -224,6 +224,55 @@ def test_what_convert_refuses():
     assert not any(isinstance(m, fw.quant.Quantized) for m in model.modules())
 
 
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_rounded_inputs_become_int8_products(arch, learned):
+    """Training rounds in floats what the converted model multiplies in integers: the same sums, in another order."""
+    method = fw.QAT(scheme=fw.Absmax(bits=8), activations=8, learned_scale=learned)
+    model = fw.attach(tiny(arch), method)
+    fw.prepare(model, [inputs(arch)])
+    disturb(model, scale=0.02)
+    before = logits(model, inputs(arch))
+    with fw.switch(model, None):
+        assert not torch.equal(logits(model, inputs(arch)), before)
+    with pytest.raises(fw.NotMergeable):
+        fw.merge(copy.deepcopy(model))
+    fw.convert(model)
+    kinds = {m.scheme.activations for m in model.modules() if isinstance(m, fw.quant.Quantized)}
+    assert kinds == {"static" if learned else "dynamic"}
+    assert float((logits(model, inputs(arch)) - before).abs().max() / before.abs().max()) < (2e-2 if learned else 1e-2)
+    assert len(model.quantization_report.layers) == sum(isinstance(m, fw.quant.Quantized) for m in model.modules())
+
+
+def test_inputs_without_an_integer_product_are_refused_and_nothing_is_touched():
+    model = fw.attach(tiny("llama"), fw.QAT(scheme=fw.Absmax(bits=4), activations=8))
+    before = logits(model, inputs("llama"))
+    with pytest.raises(fw.InputError, match="no integer product"):
+        fw.convert(model)
+    assert torch.equal(logits(model, inputs("llama")), before)
+    model = fw.attach(tiny("gpt2"), fw.QAT(targets=("query", "value")))
+    with pytest.raises(fw.InputError, match="some rows of a fused projection"):
+        fw.convert(model)
+    model = fw.attach(tiny("llama"), fw.Houlsby(bottleneck=2), name="low")
+    fw.attach(model, fw.QAT(scheme=fw.Absmax(), activations=8), name="q", stack=True)
+    before = logits(model, inputs("llama"))
+    with pytest.raises(fw.NotMergeable):
+        fw.convert(model)
+    assert torch.equal(logits(model, inputs("llama")), before)
+
+
+def test_learned_input_steps_begin_at_the_first_batch():
+    model = fw.attach(tiny("llama"), fw.QAT(activations=8, learned_scale=True))
+    layer = model.model.layers[0].self_attn.q_proj
+    start = layer.adapters["default"].input_step.item()
+    assert start == pytest.approx(1.6 / 127**0.5)
+    seen = []
+    hook = layer.register_forward_pre_hook(lambda _, x: seen.append(x[0].abs().mean().item()))
+    fw.prepare(model, [inputs("llama")])
+    hook.remove()
+    assert layer.adapters["default"].input_step.item() == pytest.approx(2 * seen[0] / 127**0.5, rel=1e-4)
+
+
 def test_its_file_form_holds_the_scheme():
     method = fw.QAT(scheme=fw.NF4(double=True), targets=("query", "value"))
     form = {"type": "qat", "scheme": {"type": "nf4", "double": True}, "targets": ["query", "value"]}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featherweight.quant import ops
 from featherweight.quant.scheme import Scheme
 
 
@@ -48,8 +49,10 @@ class RoundedRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bits: int) -> Tensor:
-        high = 2 ** (bits - 1) - 1
-        wide = x.float()
+        if bits == 8:  # the very codes that integer products run on
+            codes, step = ops.quantize_rows(x.reshape(-1, x.shape[-1]))
+            return (codes * step[:, None]).to(x.dtype).view(x.shape)
+        wide, high = x.float(), 2 ** (bits - 1) - 1
         step = wide.abs().amax(-1, keepdim=True) / high
         return ((wide / torch.where(step == 0, 1.0, step)).round() * step).to(x.dtype)
 

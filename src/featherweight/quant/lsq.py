@@ -23,12 +23,16 @@ from featherweight.quant.blocks import cut, elements, per_block, spread
 from featherweight.quant.scheme import Packed, Scheme
 
 
-def lsq(x: Tensor, step: Tensor, bits: int, block: int, count: int | None = None) -> Tensor:
-    """x on a grid of `bits` bits, step (blocks,) float32: one for each `block` elements of the flat x; x's dtype.
+def lsq(x: Tensor, step: Tensor, bits: int, block: int) -> Tensor:
+    """x on a grid of `bits` bits, step (blocks,) float32: one for each `block` elements of the flat x; x's dtype."""
+    high = 2 ** (bits - 1) - 1
+    return LearnedStep.apply(x, step, -high - 1, high, block, min(block, x.numel()))
 
-    `count` is N where that is not the block (activations: the features).
-    """
-    return LearnedStep.apply(x, step, bits, block, count or min(block, x.numel()))
+
+def lsq_input(x: Tensor, step: Tensor, bits: int) -> Tensor:
+    """x (..., features) with one step (1,) for all, N = features; the grid is symmetric, as int8 activations are."""
+    high = 2 ** (bits - 1) - 1
+    return LearnedStep.apply(x, step, -high, high, max(x.numel(), 1), x.shape[-1])
 
 
 def first_step(x: Tensor, bits: int, block: int) -> Tensor:
@@ -40,24 +44,23 @@ def first_step(x: Tensor, bits: int, block: int) -> Tensor:
 
 
 class LearnedStep(torch.autograd.Function):
-    """The module's equations; arguments (x, step, bits, block, N)."""
+    """The module's equations; arguments (x, step, Qn, Qp, block, N)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, bits: int, block: int, count: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int, block: int, count: int) -> Tensor:
         ctx.save_for_backward(x, step)
-        ctx.bits, ctx.block, ctx.count = bits, block, count
+        ctx.low, ctx.high, ctx.block, ctx.count = low, high, block, count
         s, v = ratio(x, step, block)
-        return (v.round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * s).to(x.dtype)
+        return (v.round().clamp(low, high) * s).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, step = ctx.saved_tensors
-        low, high = -(2 ** (ctx.bits - 1)), 2 ** (ctx.bits - 1) - 1
         _, v = ratio(x, step, ctx.block)
-        within = (v > low) & (v < high)
-        ds = g.float() * torch.where(within, v.round() - v, v.clamp(low, high))
-        ds = cut(ds.reshape(-1), ctx.block).sum(1) / (ctx.count * high) ** 0.5
-        return g * within, ds.to(step.dtype), None, None, None
+        within = (v > ctx.low) & (v < ctx.high)
+        ds = g.float() * torch.where(within, v.round() - v, v.clamp(ctx.low, ctx.high))
+        ds = cut(ds.reshape(-1), ctx.block).sum(1) / (ctx.count * ctx.high) ** 0.5
+        return g * within, ds.to(step.dtype), None, None, None, None
 
 
 def ratio(x: Tensor, step: Tensor, block: int) -> tuple[Tensor, Tensor]:

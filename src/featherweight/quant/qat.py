@@ -29,7 +29,7 @@ from featherweight.core.targets import Targets, resolve
 from featherweight.quant import fields
 from featherweight.quant.absmax import Absmax
 from featherweight.quant.fake import RoundedRows, fake_quantize
-from featherweight.quant.lsq import first_step, grid, lsq, packed_at
+from featherweight.quant.lsq import first_step, grid, lsq, lsq_input, packed_at
 from featherweight.quant.scheme import Packed, Scheme
 
 
@@ -147,7 +147,7 @@ class FakeQuantized(Adapter):
             return x
         if self.input_step is None:
             return RoundedRows.apply(x, self.bits)
-        return lsq(x, self.input_step.abs(), self.bits, x.numel(), count=x.shape[-1])
+        return lsq_input(x, self.input_step.abs(), self.bits)
 
     def begin(self) -> None:
         """Start the input's step from what was looked at."""
