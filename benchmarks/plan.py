@@ -1,6 +1,6 @@
 """Planned against measured memory of training, each run in a process of its own.
 
-    python benchmarks/plan.py                every run that is not in the JSON yet, about 15 s each; stop and go on at will
+    python benchmarks/plan.py                every run not in the JSON yet, about 15 s each; stop and go on at will
     python benchmarks/plan.py --only gpt2    runs whose name contains a word
 
 Shapes of MiniLM, GPT-2 and a 12-layer Llama x two methods x fp32, bf16 and NF4 x recomputing on and off x two lengths.

@@ -42,7 +42,7 @@ def test_what_fits(base: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--fit", "2MB"]) == 0
     options = json.loads(capsys.readouterr().out)["options"]
     assert options
-    assert all(o["peak_bytes"] <= 2_000_000 for o in options)
+    assert all(o["train_bytes"] <= 2_000_000 for o in options)
     assert main([*words, "--fit", "10kB"]) == 1
 
 

@@ -128,10 +128,11 @@ def test_what_fits_does_fit_and_more_rows_do_not() -> None:
     one = fw.plan(config, fw.LoRA(), batch=1, length=64)
     two = fw.plan(config, fw.LoRA(), batch=2, length=64)
     limit = one.train_bytes + 3 * (two.train_bytes - one.train_bytes) + 100
-    option = fit(config, limit, [fw.LoRA()], [None], length=64)[0]
-    assert option.plan.peak_bytes <= limit
+    option, *more = fit(config, limit, [fw.LoRA()], [None], length=64)
+    assert option.plan.train_bytes <= limit
     assert option.plan.batch == 4
     assert option.accumulate == 2
+    assert [o.checkpointing for o in more] == [True]
     assert fit(config, 1000, [fw.LoRA()], [None], length=64) == []
     assert next(ways_out(two, False)).startswith("--accumulate 2")
 

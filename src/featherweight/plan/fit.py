@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from featherweight.core.errors import InputError
 from featherweight.core.method import Method
-from featherweight.plan.plan import Plan, plan
+from featherweight.plan.plan import Plan, plan, train_bytes
 from featherweight.quant.scheme import Scheme
-
-MOST = 256  # rows: a larger batch is no better
 
 
 @dataclass(frozen=True)
@@ -39,43 +38,45 @@ def formats() -> list[Scheme | None]:
     return [None, Absmax(per="row"), NF4(double=True)]
 
 
-def fit(source: Any, limit: int, methods: Sequence[Method] = (), schemes: Sequence[Scheme | None] | None = None,
+def fit(source: Any, limit: int, methods: Sequence[Method] = (), schemes: Sequence[Any] | None = None,
         batch: int = 8, **values: Any) -> list[Option]:  # fmt: skip
     """What fits into `limit` bytes, best first; rows a step stay `batch`, in as many micro-batches as needed.
 
-    `methods` and `schemes` narrow the search. An empty list means that not even one row fits in any way that was tried.
+    `methods` and `schemes` narrow the search; a method or format that was not asked for and cannot be had on this model
+    is passed over. Recomputing is tried where not all rows fit at once without. An empty list means that not even one
+    row fits in any way that was tried.
     """
     found = []
     for method in methods or candidates():
         for scheme in formats() if schemes is None else schemes:
+            asked = bool(methods) and (scheme is None or schemes is not None)
             for checkpointing in (False, True):
-                option = largest(source, limit, method, scheme, batch, values | {"checkpointing": checkpointing})
+                try:
+                    option = largest(source, limit, method, scheme, batch, values | {"checkpointing": checkpointing})
+                except InputError:
+                    if asked:
+                        raise
+                    break
                 if option is not None:
                     found.append(option)
+                    if option.accumulate == 1:
+                        break
     return found
 
 
-def largest(source: Any, limit: int, method: Method, scheme: Scheme | None, batch: int,
-            values: dict[str, Any]) -> Option | None:  # fmt: skip
-    """The option with the most rows at a time, None where one row is too much or the two do not go together."""
-    from featherweight.core.errors import InputError
-
-    try:
-        one = plan(source, method, scheme, batch=1, **values)
-    except InputError:
-        if scheme is None:
-            raise
-        return None  # a method that trains the base's own tensors has no use for codes
-    if one.peak_bytes > limit:
-        return None
-    two = plan(source, method, scheme, batch=2, **values)
-    row = max(1, two.train_bytes - one.train_bytes)
-    rows = min(batch, 1 + (limit - one.train_bytes) // row)
-    chosen = one if rows == 1 else plan(source, method, scheme, batch=rows, **values)
-    while chosen.peak_bytes > limit and rows > 1:  # answering a batch may need more than training on it
-        rows -= 1
-        chosen = plan(source, method, scheme, batch=rows, **values)
-    return Option(chosen, bool(values["checkpointing"]), -(-batch // rows))
+def largest(source: Any, limit: int, method: Method, scheme: Any, batch: int, values: dict[str, Any]) -> Option | None:
+    """The option with the most rows at a time, None where one row is too much."""
+    task, options = values.get("task"), {k: v for k, v in values.items() if k != "task"}
+    one, two = (train_bytes(source, method, scheme, task, batch=n, **options) for n in (1, 2))
+    rows = min(batch, 1 + (limit - one) // max(1, two - one))
+    while rows > 0:
+        made = plan(source, method, scheme, batch=rows, **values)
+        if max(made.train_bytes, made.peaks["load"], made.peaks["save"]) <= limit:
+            return Option(made, bool(values["checkpointing"]), -(-batch // rows))
+        if max(made.peaks["load"], made.peaks["save"]) > limit:
+            return None
+        rows -= 1  # the line is straight but for a step where the head's logits are cut
+    return None
 
 
 def ways_out(plan_: Plan, checkpointing: bool) -> Iterator[str]:

@@ -130,7 +130,7 @@ def picture(plans: Sequence[tuple[str, Plan]], path: str | Path, limit: int | No
 
 
 def bars(axes: Any, plans: Sequence[tuple[str, Plan]]) -> None:
-    names = list(dict.fromkeys(n for _, p in plans for n, _ in ordered(p.memory)))
+    names = dict.fromkeys([*COLORS, *(n for _, p in plans for n in p.memory)])
     shown = [n for n in names if any(p.memory.get(n, 0) > 0.002 * p.train_bytes for _, p in plans)]
     left = [0.0] * len(plans)
     for name in shown:
@@ -161,7 +161,7 @@ def options(found: Sequence[Option], limit: int, out: "Console") -> None:
         p = option.plan
         table.add_row(repr(p.method), p.precision if p.scheme is None else repr(p.scheme.scheme),
                       "yes" if option.checkpointing else "", str(p.batch), str(option.accumulate),
-                      size(p.peak_bytes), f"{p.trainable:,}")  # fmt: skip
+                      size(p.train_bytes), f"{p.trainable:,}")  # fmt: skip
     out.print(
         Text(f"what fits into {size(limit)}, best first (more of the model reached, then a finer base, then faster)")
     )
