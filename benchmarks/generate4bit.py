@@ -5,8 +5,9 @@
 
 Qwen2.5-0.5B's shape with random weights (24 layers, 896/4864 wide, 14 heads of which 2 for keys, vocabulary 151,936,
 tied), linear layers in NF4 (block 64, double quantization), the rest in bfloat16; a prompt of 32 tokens, then greedy
-tokens one by one with transformers' own `generate` on both sides. LoRA: rank 16 on all linear layers, float32, not
-merged, B not zero. Targets: >= 1.5x bitsandbytes' tokens per second; an unmerged LoRA costs <= 10 %.
+tokens one by one, by what `fw.generate` calls on one side and transformers' `generate` on the other. LoRA: rank 16 on
+all linear layers, float32, not merged, B not zero. Targets: >= 1.5x bitsandbytes' tokens per second; an unmerged LoRA
+costs <= 10 %.
 
 `limit`: the time that reading the packed weights and the head once would take at the bandwidth measured in this run
 (a sum over 512 MB), in ms per token.
@@ -60,12 +61,28 @@ def bitsandbytes(adapted: bool) -> Any:
     return started(qlora.adapt_peft(model)) if adapted else model.eval()
 
 
-def writer(model: Any, tokens: int) -> Any:
-    ids = torch.randint(1000, 32000, (1, PROMPT), generator=torch.Generator().manual_seed(1))
+def ids() -> torch.Tensor:
+    return torch.randint(1000, 32000, (1, PROMPT), generator=torch.Generator().manual_seed(1))
+
+
+def our_writer(model: Any, tokens: int) -> Any:
+    from featherweight.tasks.generation import run
+
+    given = ids()
 
     def write() -> Any:
         with torch.inference_mode():
-            return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
+            return run(model, given, torch.ones_like(given), 0, tokens, {"min_new_tokens": tokens})
+
+    return write
+
+
+def their_writer(model: Any, tokens: int) -> Any:
+    given = ids()
+
+    def write() -> Any:
+        with torch.inference_mode():
+            return model.generate(input_ids=given, attention_mask=torch.ones_like(given), do_sample=False,
                                   min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=0)  # fmt: skip
 
     return write
@@ -91,7 +108,8 @@ def limit(model: Any, speed: float) -> float:
 def measure(tokens: int, rounds: int) -> dict[str, Any]:
     models = {"featherweight": ours(False), "featherweight+lora": ours(True), "bitsandbytes": bitsandbytes(False),
               "bitsandbytes+peft": bitsandbytes(True)}  # fmt: skip
-    writers = {name: writer(model, tokens) for name, model in models.items()}
+    makers = {name: our_writer if "featherweight" in name else their_writer for name in models}
+    writers = {name: makers[name](model, tokens) for name, model in models.items()}
     shapes = {name: tuple(write().shape) for name, write in writers.items()}
     if set(shapes.values()) != {(1, PROMPT + tokens)}:
         raise RuntimeError(f"not equally many tokens: {shapes}")

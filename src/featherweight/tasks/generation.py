@@ -81,7 +81,8 @@ def together(model: nn.Module) -> Iterator[None]:
     if head is None:
         yield
         return
-    hook = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+    fresh = torch.contiguous_format  # `contiguous()` leaves a slice of one row as it is, whose strides torch looks at
+    hook = head.register_forward_pre_hook(lambda _, args: (args[0].clone(memory_format=fresh), *args[1:]))
     try:
         yield
     finally:
