@@ -286,3 +286,33 @@ def test_dynamic_says_what_is_other_in_one_layer() -> None:
     said = {"bits": 4, "group_size": 128, "dynamic": {"-:lm_head": {}, r"+:.*\.1\..*up": {"bits": 8}, ".*down": {"group_size": 32}}}  # fmt: skip  # noqa: E501
     layouts = [layout_of(overridden(said, f"model.layers.1.mlp.{n}_proj")) for n in ("up", "down", "gate")]
     assert [(x.bits, x.size) for x in layouts] == [(8, 128), (4, 32), (4, 128)]
+
+
+def test_an_awq_folder_is_read(stories: Path, tmp_path: Path) -> None:
+    """Made by the layout's definition of a GPTQ folder's own integers: they decode to the same weights."""
+    from featherweight.interop.quantized.gptq import AWQ_ORDER
+    from featherweight.quant import bitstream
+
+    mine = base(stories)
+    fw.quantize(mine, fw.GPTQ(group=32), batches=calibration(), targets="attention")
+    fw.save_quantized(mine, tmp_path, format="gptq_v2")
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        for path, module in quantized(mine).items():
+            codes = bitstream.unpack(module.packed["codes"], 4, module.shape[1]).T  # (in, out)
+            zeros = bitstream.unpack(module.packed["zeros"], 4, module.shape[0])
+            del tensors[f"{path}.g_idx"]
+            order = torch.tensor(AWQ_ORDER).argsort()
+            for name, values in (("qweight", codes), ("qzeros", zeros)):
+                moved = values.unflatten(1, (-1, 8))[:, :, order].flatten(1)
+                tensors[f"{path}.{name}"] = bitstream.pack(moved, 4).view(torch.int32)
+
+    folder = tmp_path / "awq"
+    folder.mkdir()
+    edited(tmp_path, folder, change)
+    form = json.loads((folder / "config.json").read_text())
+    form["quantization_config"] = {
+        "quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 32, "zero_point": True,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(form))
+    assert torch.equal(base(folder)(IDS).logits, base(tmp_path)(IDS).logits)

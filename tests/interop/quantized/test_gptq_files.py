@@ -146,6 +146,8 @@ def test_awq_by_its_definition() -> None:
     file = {"qweight": words(raw.codes.T[:, order], 4), "qzeros": words(raw.zeros[:, order], 4), "scales": raw.scales}
     said = {"quant_method": "awq", "bits": 4, "group_size": 3, "zero_point": True, "version": "gemm"}
     assert torch.equal(decoded(file, said, (16, 6)), raw.decoded())
+    with pytest.raises(InputError, match=r"version: .*expected gemm; got 'gemv'"):
+        layout_of(said | {"version": "GEMV"})
 
 
 def test_the_config_says_the_scheme_again() -> None:

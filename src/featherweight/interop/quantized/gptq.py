@@ -60,6 +60,9 @@ def layout_of(config: Mapping[str, Any], where: str = "quantization_config") -> 
         "bits": bits in allowed or (" or ".join(map(str, allowed)), repr(bits), ""),
         "group_size": (isinstance(size, int) and (size > 0 or size == -1)) or ("a number, or -1", repr(size), ""),
     }
+    if form == "awq":  # other versions are packed along K, or for one kernel
+        version = str(config.get("version") or "gemm").lower()
+        found["version"] = version == "gemm" or ("gemm", repr(version), kernel.replace("gptq or gptq_v2", "gemm"))
     raise_all(Problem("cannot be read", f"{where}:{key}", *said) for key, said in found.items() if said is not True)
     damp = config.get("damp_percent")
     symmetric = not config.get("zero_point", True) if form == "awq" else bool(config.get("sym", True))
