@@ -45,7 +45,7 @@ def test_into_floating_point(trained: Any, tmp_path: Path, capsys: Any) -> None:
     plain = fw.load_base(tmp_path / "plain", fw.CausalLM())
     assert "requantized" not in said
     assert said["parameters"] == fw.trainable(plain).total
-    assert len(quantized_modules(plain)) == 25, "what no adapter changes stays as it was"
+    assert not quantized_modules(plain), "what no adapter changes is decoded too"
     torch.testing.assert_close(scores(plain), before, rtol=1e-3, atol=1e-3)
 
 

@@ -32,10 +32,8 @@ def command(
     if adapter is None or output is None:
         raise InputError("--adapter and --output are needed")
     fresh(output, "the output")
-    from featherweight.core.count import trainable
     from featherweight.core.merge import merge
     from featherweight.interop import load_model
-    from featherweight.interop.pooling import pool_of
     from featherweight.quant.quantized import dequantize
     from featherweight.quant.recipe import recipes
 
@@ -47,13 +45,21 @@ def command(
     plain.save_pretrained(output)
     if tokenizer is not None:
         tokenizer.save_pretrained(output)
+    return shown(plain, output, requantize, f"{held[0].scheme!r}" if held else "")
+
+
+def shown(plain: Any, output: Path, requantize: bool, scheme: str) -> Shown:
+    """What was written; `scheme` is how the base was kept, "" where in floating point."""
+    from featherweight.core.count import trainable
+    from featherweight.interop.pooling import pool_of
+
     data: dict[str, Any] = {"output": str(output), "parameters": trainable(plain).total}
     lines = [f"merged: {output}   ({data['parameters']:,} parameters, no adapter)"]
     if requantize:
         data["requantized"] = plain.merge_report.to_dict()
         lines += str(plain.merge_report).splitlines()
-    elif held:
-        lines.append(f"its base was {held[0].scheme!r} and is written as decoded; fw quantize makes codes of it again")
+    elif scheme:
+        lines.append(f"its base was {scheme} and is written as decoded; fw quantize makes codes of it again")
     if pool_of(plain) != "own":
         lines.append(
             f"its head reads the {pool_of(plain)} of the tokens: fw and fw.load_base know, other libraries do not"
