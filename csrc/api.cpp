@@ -60,6 +60,9 @@ int64_t width(int32_t type) { return type == F32 ? 4 : 2; }
 
 }  // namespace
 
+// Changes with every signature here; src/featherweight/kernels/native.py refuses a library of another number.
+API int32_t fw_abi() { return 2; }
+
 // Levels that this library has and this processor runs: bit 0 scalar, 1 AVX2, 2 AVX-512 with BF16.
 API int32_t fw_levels() {
   const Kernels* all[] = {scalar_kernels(), avx2_kernels(), avx512_kernels()};
@@ -125,11 +128,17 @@ API void fw_rescale(const int32_t* acc, const float* row, const float* col, cons
   });
 }
 
+// y = x Ŵᵀ + bias + c x Aᵀ Bᵀ; rank 0 leaves the last term out.
 API void fw_linear(const void* x, int32_t type, const void* codes, const float* scale, const float* table,
-                   const float* bias, void* y, int64_t rows, int64_t n, int64_t k, int64_t block, int32_t threads) {
-  Linear a{x, codes, scale, table, bias, y, rows, n, k, block, Type(type)};
-  void* ready = level->prepare ? shared.at_least(size_t(rows * k * width(type))) : nullptr;
-  if (ready) level->prepare(a, ready);
+                   const float* bias, void* y, int64_t rows, int64_t n, int64_t k, int64_t block, int32_t threads,
+                   const void* A, int32_t A_type, const void* B, int32_t B_type, int64_t rank, float c) {
+  size_t laid_out = level->prepare ? size_t(rows * k * width(type) + 63) / 64 * 64 : 0;
+  char* ready = static_cast<char*>(shared.at_least(laid_out + size_t(rows * rank * 4)));
+  float* low = reinterpret_cast<float*>(ready + laid_out);
+  Linear a{x, codes, scale, table, bias, y, rows, n, k, block, Type(type), A, B, Type(A_type), Type(B_type), rank, c, low};
+  if (level->prepare) level->prepare(a, ready);
+  parallel(rank, 1, rank * k * width(A_type), threads,
+           [&](int64_t first, int64_t last) { level->project(a, low, first, last); });
   parallel(n, GROUP, n * k / 2 * rows, threads, [&](int64_t first, int64_t last) {
     level->linear(a, first, last, scratch.at_least(size_t(GROUP * k * 4)), ready);
   });

@@ -289,7 +289,7 @@ void linear(const Linear& a, int64_t first, int64_t last, void* scratch, const v
   linear_groups<Level>(a, first, last, scratch);
 }
 
-const Kernels KERNELS = {"avx2", encode4, decode4, decode8, quantize_rows, rescale, nullptr, linear};
+const Kernels KERNELS = {"avx2", encode4, decode4, decode8, quantize_rows, rescale, nullptr, project_plain, linear};
 
 }  // namespace
 

@@ -212,7 +212,7 @@ void rescale(const int32_t* acc, const float* row, const float* col, const float
 
 #include "avx512_linear.h"
 
-const Kernels KERNELS = {"avx512", encode4, decode4, decode8, quantize_rows, rescale, prepare, linear};
+const Kernels KERNELS = {"avx512", encode4, decode4, decode8, quantize_rows, rescale, prepare, project, linear};
 
 }  // namespace
 

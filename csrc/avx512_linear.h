@@ -134,6 +134,38 @@ struct Split : Level {
   }
 };
 
+template <Type X, Type A>
+void project_row(const Linear& a, float* low, int64_t r) {
+  for (int64_t m = 0; m < a.rows; m++) {
+    __m512 acc = _mm512_setzero_ps(), other = _mm512_setzero_ps();
+    for (int64_t i = 0; i < a.k; i += 32) {
+      __mmask16 in = lanes(a.k - i), more = a.k - i > 16 ? lanes(a.k - i - 16) : __mmask16(0);
+      acc = _mm512_fmadd_ps(read<X>(a.x, m * a.k + i, in), read<A>(a.A, r * a.k + i, in), acc);
+      other = _mm512_fmadd_ps(read<X>(a.x, m * a.k + i + 16, more), read<A>(a.A, r * a.k + i + 16, more), other);
+    }
+    low[m * a.rank + r] = a.c * _mm512_reduce_add_ps(_mm512_add_ps(acc, other));
+  }
+}
+
+void project(const Linear& a, float* low, int64_t first, int64_t last) {
+  for (int64_t r = first; r < last; r++)
+    if (a.A_type == F32)
+      (a.type == F32 ? project_row<F32, F32> : project_row<BF16, F32>)(a, low, r);
+    else
+      (a.type == F32 ? project_row<F32, BF16> : project_row<BF16, BF16>)(a, low, r);
+}
+
+// Where sums over lanes begin: the low-rank term, element by element.
+inline __m512 begin(const Linear& a, int64_t m, int64_t n) {
+  __m512 acc = _mm512_setzero_ps();
+  for (int64_t i = 0; i < a.rank; i += 16) {
+    __mmask16 in = lanes(a.rank - i);
+    __m512 B = a.B_type == F32 ? read<F32>(a.B, n * a.rank + i, in) : read<BF16>(a.B, n * a.rank + i, in);
+    acc = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(in, a.low + m * a.rank + i), B, acc);
+  }
+  return acc;
+}
+
 // R rows of Ŵ by rows m .. m + M of x, which `prepare` laid out; Ŵ passes through registers alone. Looking up and adding
 // up use different ports, so that decoding once for every few rows costs next to nothing.
 template <int R, int M, bool UNIT>
@@ -149,7 +181,7 @@ void few(const Linear& a, int64_t n, int64_t m) {
     scale[r] = a.scale + at / a.block;
     left[r] = a.block - at % a.block;
 #pragma GCC unroll 8
-    for (int j = 0; j < M; j++) acc[r][j] = _mm512_setzero_ps();
+    for (int j = 0; j < M; j++) acc[r][j] = begin(a, m + j, n + r);
   }
   for (int64_t i = 0; i < a.k; i += 64) {
     __m512i even[R], odd[R];

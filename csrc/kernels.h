@@ -26,6 +26,12 @@ struct Linear {
   void* y;
   int64_t rows, n, k, block;
   Type type;             // of x, y and of Ŵ, which is what decoding gives
+  // + c x Aᵀ Bᵀ: A (rank, k), B (n, rank); rank 0 for none
+  const void *A, *B;
+  Type A_type, B_type;
+  int64_t rank;
+  float c;
+  const float* low;      // (rows, rank), c x Aᵀ, once it is there
 };
 
 struct Kernels {
@@ -46,6 +52,8 @@ struct Kernels {
                   int64_t m, int64_t first, int64_t last);
   // once for a product: x as the level likes it, into room for rows * k elements; null where it likes it as it is
   void (*prepare)(const Linear& a, void* shared);
+  // c x Aᵀ, columns [first, last) of it
+  void (*project)(const Linear& a, float* low, int64_t first, int64_t last);
   // columns [first, last) of y; `scratch` holds GROUP * k elements of the type, one for each thread
   void (*linear)(const Linear& a, int64_t first, int64_t last, void* scratch, const void* shared);
 };

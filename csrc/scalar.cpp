@@ -67,15 +67,8 @@ struct Level {
   }
 
   template <Type T>
-  static float dot(const void* w, int64_t iw, const void* x, int64_t ix, int64_t k) {
-    float sum[8] = {};  // eight at a time, so that a compiler may keep them in vectors
-    for (int64_t i = 0; i < k; i++) sum[i & 7] += load<T>(w, iw + i) * load<T>(x, ix + i);
-    return ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
-  }
-
-  template <Type T>
   static void dots(const void* w, int64_t count, const void* x, int64_t m, int64_t, int64_t k, float* sums) {
-    for (int64_t r = 0; r < count; r++) sums[r] = dot<T>(w, r * k, x, m * k, k);
+    for (int64_t r = 0; r < count; r++) sums[r] = dot_of<T, T>(w, r * k, x, m * k, k);
   }
 
   static constexpr int TILE = 1;
@@ -85,7 +78,7 @@ void linear(const Linear& a, int64_t first, int64_t last, void* scratch, const v
   linear_groups<Level>(a, first, last, scratch);
 }
 
-const Kernels KERNELS = {"scalar", encode4, decode4, decode8, quantize_rows, rescale, nullptr, linear};
+const Kernels KERNELS = {"scalar", encode4, decode4, decode8, quantize_rows, rescale, nullptr, project_plain, linear};
 
 }  // namespace
 

@@ -213,7 +213,7 @@ def test_the_packed_product_is_over_the_decoded_weight_to_the_bit(level, dtype):
         W, eye = weights(37, k), torch.eye(k, dtype=dtype)[-60:]
         codes, absmax = ops.encode4(W, NF4, 64)
         for rows in (1, 3, 60):
-            y = ops.native["linear4"](eye[-rows:], codes, absmax, NF4, 64, (37, k), None)
+            y = ops.native["linear4"](eye[-rows:], codes, absmax, NF4, 64, (37, k), None, None, None, 0.0)
             assert torch.equal(y, ops.decode4(codes, absmax, NF4, 64, (37, k), dtype).t()[-rows:])
 
 
@@ -239,17 +239,33 @@ def test_the_packed_product(level, dtype):
             )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_the_low_rank_term_of_the_packed_product(level, dtype):
+    for k in (2, 48, 64, 1200, 2304):
+        for rank in (1, 3, 16, 40):
+            for rows in (1, 2, 5, 8):
+                codes, absmax = ops.encode4(weights(21, k, seed=k), NF4, 64)
+                x, bias = weights(rows, k, dtype=dtype), weights(21, dtype=dtype)
+                A = weights(rank, k, dtype=torch.float32 if rank % 2 else dtype, seed=1) / k**0.5
+                B = weights(21, rank, dtype=torch.float32 if rows % 2 else dtype, seed=2)
+                y = ops.native["linear4"](x, codes, absmax, NF4, 64, (21, k), bias, A, B, 0.7)
+                W = ops.decode4(codes, absmax, NF4, 64, (21, k), dtype).double() + 0.7 * B.double() @ A.double()
+                close = {"rtol": 1e-5, "atol": 2e-4} if dtype is torch.float32 else {"rtol": 1e-2, "atol": 2e-2}
+                torch.testing.assert_close(y.double(), F.linear(x.double(), W, bias.double()), **close)
+
+
 @torch.no_grad()
 def test_which_products_native_code_serves():
     codes, absmax = ops.encode4(weights(8, 64), NF4, 64)
     linear = ops.native["linear4"]
     if native.load().level:
-        assert linear(weights(2, 3, 64), codes, absmax, NF4, 64, (8, 64), None).shape == (2, 3, 8)
+        assert linear(weights(2, 3, 64), codes, absmax, NF4, 64, (8, 64), None, None, None, 0.0).shape == (2, 3, 8)
     for x in (weights(65, 64), weights(2, 64).double(), weights(0, 64), weights(2, 32)):
-        assert linear(x, codes, absmax, NF4, 64, (8, 64), None) is NotImplemented
+        assert linear(x, codes, absmax, NF4, 64, (8, 64), None, None, None, 0.0) is NotImplemented
     with torch.enable_grad():
         x = weights(2, 64).requires_grad_()
-        ops.linear4(x, codes, absmax, NF4, 64, (8, 64), None).sum().backward()
+        ops.linear4(x, codes, absmax, NF4, 64, (8, 64), None, None, None, 0.0).sum().backward()
     torch.testing.assert_close(x.grad, ops.decode4(codes, absmax, NF4, 64, (8, 64), torch.float32).sum(0).expand(2, 64))
 
 
@@ -265,7 +281,7 @@ def calls():
         "decode4": (codes, absmax, NF4, 16, (6, 32), torch.bfloat16),
         "decode8": (q, scale, 32, (6, 32), torch.bfloat16),
         "decode_scales": (codes, weights(256), weights(1), weights(1), 256),
-        "linear4": (weights(2, 3, 32), codes, absmax, NF4, 16, (6, 32), weights(6)),
+        "linear4": (weights(2, 3, 32), codes, absmax, NF4, 16, (6, 32), weights(6), weights(4, 32), weights(6, 4), 0.5),
         "linear8": (weights(2, 3, 32), q, scale, 32, (6, 32), weights(6)),
         "quantize_rows": (W, torch.arange(32) % 2 == 0),
         "rescale": (q.int(), scale, weights(32), weights(32), torch.bfloat16),
@@ -311,7 +327,7 @@ def test_packed_tensors_that_are_too_small_are_never_read_past_their_end():
     codes, absmax = ops.encode4(weights(8, 64), NF4, 64)
     for bad in ((codes[:-1], absmax, NF4), (codes, absmax[:-1], NF4), (codes, absmax, NF4[:15])):
         assert ops.native["decode4"](*bad, 64, (8, 64), torch.float32) is NotImplemented
-        assert ops.native["linear4"](weights(1, 64), *bad, 64, (8, 64), None) is NotImplemented
+        assert ops.native["linear4"](weights(1, 64), *bad, 64, (8, 64), None, None, None, 0.0) is NotImplemented
     with pytest.raises((RuntimeError, IndexError)):
         ops.decode4(codes[:-1], absmax, NF4, 64, (8, 64), torch.float32)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from featherweight.core.errors import InputError, Problem, did_you_mean, listed
 
 PATH = Path(__file__).with_name("_native.so")
+ABI = 2  # as in csrc/api.cpp
 LEVELS = ("scalar", "avx2", "avx512")
 P, I, N = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 # fmt: off
@@ -24,7 +25,7 @@ SIGNATURES = {  # pointers; types and threads; sizes: as in csrc/api.cpp
     "decode_scales": (P, P, P, P, P, N, N, I),
     "quantize_rows": (P, I, P, P, P, N, N, I),
     "rescale": (P, P, P, P, P, I, N, N, I),
-    "linear": (P, I, P, P, P, P, P, N, N, N, N, I),
+    "linear": (P, I, P, P, P, P, P, N, N, N, N, I, P, I, P, I, N, ctypes.c_float),
 }
 # fmt: on
 
@@ -60,6 +61,8 @@ def load() -> Native:
         library = ctypes.CDLL(str(PATH))
     except OSError as error:
         return Native(None, f"cannot be loaded: {error}", {})
+    if not hasattr(library, "fw_abi") or library.fw_abi() != ABI:
+        return Native(None, "built from other sources: install featherweight again", {})
     return start(library, asked)
 
 

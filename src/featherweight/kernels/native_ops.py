@@ -18,6 +18,8 @@ from featherweight.quant.scratch import empty
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 ROWS = 64  # rows of x up to which the packed product is tried; it wins where few rows meet a large weight
 
+FEW = 8  # rows up to which the low-rank term is added in the same call
+
 
 def serves(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: registers `fn(function of the library, ...)`; the library is loaded at the first call."""
@@ -183,7 +185,7 @@ def rescale(run: Any, acc: Tensor, row: Tensor, col: Tensor, bias: Tensor | None
 
 def linear(
     run: Any, x: Tensor, codes: Tensor, scale: Tensor, table: Tensor | None, block: int, shape: Sequence[int],
-    bias: Tensor | None,
+    bias: Tensor | None, A: Tensor | None = None, B: Tensor | None = None, c: float = 0.0,
 ) -> Any:  # fmt: skip
     """The packed product of few rows; what needs a gradient is the plain definition's."""
     n, k = shape
@@ -196,21 +198,37 @@ def linear(
         return NotImplemented
     x, bias = x.contiguous(), floats(bias)
     y = torch.empty((*x.shape[:-1], n), dtype=x.dtype)
+    low = (None, 0, None, 0, 0) if A is None or B is None else factors(A, B)
     run(
         x.data_ptr(), TYPES[x.dtype], codes.data_ptr(), scale.data_ptr(), pointer(table), pointer(bias), y.data_ptr(),
-        rows, n, k, block, torch.get_num_threads(),
+        rows, n, k, block, torch.get_num_threads(), *low, c,
     )  # fmt: skip
     return y
+
+
+def factors(A: Tensor, B: Tensor) -> tuple[int, int, int, int, int]:
+    """Addresses and types of the low-rank factors, and the rank."""
+    return A.data_ptr(), TYPES[A.dtype], B.data_ptr(), TYPES[B.dtype], len(A)
 
 
 @serves("linear4")
 def linear4(
     run: Any, x: Tensor, codes: Tensor, absmax: Tensor, table: Tensor, block: int, shape: Sequence[int],
-    bias: Tensor | None,
+    bias: Tensor | None, A: Tensor | None, B: Tensor | None, c: float,
 ) -> Any:  # fmt: skip
     if shape[1] % 2 or not packed4(codes, absmax, table, block, prod(shape)):  # a row must begin at a byte
         return NotImplemented
-    return linear(run, x, codes, absmax, table, block, shape, bias)
+    if A is not None and not (B is not None and low_rank(A, B, shape, x)):
+        return NotImplemented
+    return linear(run, x, codes, absmax, table, block, shape, bias, A, B, c)
+
+
+def low_rank(A: Tensor, B: Tensor, shape: Sequence[int], x: Tensor) -> bool:
+    """Factors that native code adds: where rows are few, and nothing is to be differentiated."""
+    if x.numel() > FEW * shape[1] or (torch.is_grad_enabled() and (A.requires_grad or B.requires_grad)):
+        return False
+    fine = all(t.dtype in TYPES and fits(t, t.dtype) for t in (A, B))
+    return fine and A.shape == (len(A), shape[1]) and B.shape == (shape[0], len(A))
 
 
 @serves("linear8")

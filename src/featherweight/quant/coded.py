@@ -78,6 +78,16 @@ class Coded:
         table = codebooks.levels(name, codes)
         return ops.linear4(x, codes, self.scales(packed), table, self.block, shape, bias)
 
+    def adapted(
+        self, x: Tensor, packed: Mapping[str, Tensor], shape: tuple[int, int], bias: Tensor | None,
+        A: Tensor, B: Tensor, c: float,
+    ) -> Tensor:  # fmt: skip
+        codes, name = packed["codes"], self.codebook
+        if codebooks.bits(name) != 4:
+            return super().adapted(x, packed, shape, bias, A, B, c)  # type: ignore[misc]
+        table = codebooks.levels(name, codes)
+        return ops.linear4(x, codes, self.scales(packed), table, self.block, shape, bias, A, B, c)
+
     def rows(self, packed: Mapping[str, Tensor], shape: tuple[int, int], index: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows of Ŵ by number: these alone are decoded where each has bytes and scales of its own."""
         name = self.codebook

@@ -3,7 +3,7 @@
     encode4        x -> 4-bit codes, two to a byte, first in the high nibble; absmax of each block of the flat tensor
     decode4        table[code] · absmax of its block                    decode8    code · scale of its block
     decode_scales  table[code] · absmax of its block + offset, the scales of a doubly quantized tensor
-    linear4        x Ŵᵀ + b over decode4's Ŵ                            linear8    the same over decode8's
+    linear4        x Ŵᵀ + b + c x Aᵀ Bᵀ over decode4's Ŵ                linear8    x Ŵᵀ + b over decode8's
     quantize_rows  x -> int8 codes and a scale for each row             rescale    int32 sums · row · column + bias
 
 Products are taken in float32, then cast. Ties between two codes go to the lower value. `kernels` puts faster functions
@@ -58,8 +58,12 @@ def fake_decoded(codes: Tensor, *args: Any) -> Tensor:
     return codes.new_empty(shape, dtype=dtype)
 
 
-def fake_linear(x: Tensor, codes: Tensor, scale: Tensor, *args: Any) -> Tensor:
-    return x.new_empty(*x.shape[:-1], args[-2][0])
+def fake_linear4(x: Tensor, codes: Tensor, absmax: Tensor, table: Tensor, block: int, shape: Any, *_: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], shape[0])
+
+
+def fake_linear8(x: Tensor, codes: Tensor, scale: Tensor, block: int, shape: Any, bias: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], shape[0])
 
 
 def fake_encode4(x: Tensor, table: Tensor, block: int) -> tuple[Tensor, Tensor]:
@@ -107,10 +111,14 @@ def plain_decode_scales(codes: Tensor, table: Tensor, absmax: Tensor, offset: Te
 
 
 def plain_linear4(
-    x: Tensor, codes: Tensor, absmax: Tensor, table: Tensor, block: int, shape: Sequence[int], bias: Tensor | None
-) -> Tensor:
+    x: Tensor, codes: Tensor, absmax: Tensor, table: Tensor, block: int, shape: Sequence[int], bias: Tensor | None,
+    A: Tensor | None, B: Tensor | None, c: float,
+) -> Tensor:  # fmt: skip
     with scratch():
-        return F.linear(x, decode4(codes, absmax, table, block, tuple(shape), x.dtype), bias)
+        y = F.linear(x, decode4(codes, absmax, table, block, tuple(shape), x.dtype), bias)
+    if A is None or B is None:
+        return y
+    return y.add(F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype)), alpha=c)
 
 
 def plain_linear8(
@@ -140,8 +148,8 @@ _encode4 = operation(fake_encode4)(plain_encode4)
 _decode4 = operation(fake_decoded)(plain_decode4)
 _decode8 = operation(fake_decoded)(plain_decode8)
 _decode_scales = operation(lambda codes, table, *_: table.new_empty(codes.numel()))(plain_decode_scales)
-_linear4 = operation(fake_linear)(plain_linear4)
-_linear8 = operation(fake_linear)(plain_linear8)
+_linear4 = operation(fake_linear4)(plain_linear4)
+_linear8 = operation(fake_linear8)(plain_linear8)
 _quantize_rows = operation(fake_quantize_rows)(plain_quantize_rows)
 _rescale = operation(lambda acc, *args: acc.new_empty(acc.shape, dtype=args[-1]))(plain_rescale)
 
@@ -172,10 +180,13 @@ def decode_scales(codes: Tensor, table: Tensor, absmax: Tensor, offset: Tensor, 
 
 
 def linear4(
-    x: Tensor, codes: Tensor, absmax: Tensor, table: Tensor, block: int, shape: tuple[int, int], bias: Tensor | None
-) -> Tensor:
-    """x (..., in) through decode4's Ŵ (out, in) in x's dtype, without gradients: what a scheme's `product` may be."""
-    return _linear4(x, codes, absmax, table, block, shape, bias)
+    x: Tensor, codes: Tensor, absmax: Tensor, table: Tensor, block: int, shape: tuple[int, int], bias: Tensor | None,
+    A: Tensor | None = None, B: Tensor | None = None, c: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """x (..., in) through decode4's Ŵ (out, in) in x's dtype, without gradients: what a scheme's `product` may be; plus
+    c x Aᵀ Bᵀ for A (r, in) and B (out, r).
+    """
+    return _linear4(x, codes, absmax, table, block, shape, bias, A, B, c)
 
 
 def linear8(x: Tensor, codes: Tensor, scale: Tensor, block: int, shape: tuple[int, int], bias: Tensor | None) -> Tensor:

@@ -54,9 +54,7 @@ class Scheme(Noun):
         """The packed tensors -> Ŵ of this shape and dtype; products are taken in fp32, then cast."""
         raise NotImplementedError(f"{type(self).__name__} must decode")
 
-    def rows(
-        self, packed: Mapping[str, Tensor], shape: tuple[int, int], index: Tensor, dtype: torch.dtype
-    ) -> Tensor:
+    def rows(self, packed: Mapping[str, Tensor], shape: tuple[int, int], index: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows of Ŵ (out, in) by number, (n, in): what an embedding looks up. Some decode these alone."""
         return self.decode(packed, shape, dtype)[index]
 
@@ -80,6 +78,14 @@ class Scheme(Noun):
         """x (..., in) -> x Ŵᵀ + b (..., out), in x's dtype and without gradients: what `linear` runs forward."""
         with scratch():
             return F.linear(x, self.decode(packed, shape, x.dtype), bias)
+
+    def adapted(
+        self, x: Tensor, packed: Mapping[str, Tensor], shape: tuple[int, int], bias: Tensor | None,
+        A: Tensor, B: Tensor, c: float,
+    ) -> Tensor:  # fmt: skip
+        """`product` + c x Aᵀ Bᵀ, A (r, in) and B (out, r) of any dtype: what a low-rank adapter adds, not trained."""
+        low = F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
+        return self.product(x, packed, shape, bias).add_(low, alpha=c)
 
     def input_gradient(self, g: Tensor, packed: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
         """g (..., out) -> g Ŵ (..., in), in g's dtype: what `linear` runs backward."""
