@@ -70,9 +70,11 @@ def streamed(
 ) -> tuple[Any, dict[str, Any]]:
     """(model, what transformers says of the keys). Raises InputError over everything wrong with the files at once."""
     from featherweight.interop.hf_quantizer import JOB, Config, Job
+    from featherweight.interop.quantized.foreign import idle
 
     stored = checkpoint(path)
-    if holds_codes(config) and not own(config):
+    foreign = holds_codes(config) and not own(config)
+    if foreign:
         stored = as_ours(path, config, stored)
     pending = Job(f"{path}/config.json", stored, () if own(config) else recipes)
     asked = {"quantization_config": Config()} if pending.recipes else {}
@@ -85,6 +87,8 @@ def streamed(
     finally:
         JOB.reset(token)
     model.name_or_path = model.config.name_or_path = os.fspath(path)
+    if foreign:
+        info["unexpected_keys"] = [k for k in info["unexpected_keys"] if not idle(k, stored)]
     if pending.recipes:
         model.originals = stored  # LoftQ starts from what was lost
     return model, info

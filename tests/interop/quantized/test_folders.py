@@ -316,3 +316,17 @@ def test_an_awq_folder_is_read(stories: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(form))
     assert torch.equal(base(folder)(IDS).logits, base(tmp_path)(IDS).logits)
+
+
+def test_biases_of_zeros_for_layers_that_have_none_are_passed_over(stories: Path, tmp_path: Path) -> None:
+    mine = base(stories)
+    fw.quantize(mine, fw.GPTQ(group=32, symmetric=True), batches=calibration(), targets="attention")
+    fw.save_quantized(mine, tmp_path, format="gptq")
+    name = "model.layers.0.self_attn.q_proj.bias"
+    for value in (0.0, 1.0):
+        folder = tmp_path / str(value)
+        folder.mkdir()
+        edited(tmp_path, folder, lambda tensors, value=value: tensors.update({name: torch.full((64,), value)}))
+    assert torch.equal(base(tmp_path / "0.0")(IDS).logits, base(tmp_path)(IDS).logits)
+    with pytest.raises(InputError, match=f"{name}: the checkpoint has a tensor that the model lacks"):
+        base(tmp_path / "1.0")

@@ -49,6 +49,8 @@ def save_quantized(model: nn.Module, folder: str | os.PathLike[str], format: str
     """
     from transformers import PreTrainedModel
 
+    from featherweight.interop.transformers import quiet
+
     if format not in (OWN, *FORMATS):
         raise InputError(
             Problem("unknown format", "format", got=repr(format), fix=did_you_mean(format, (OWN, *FORMATS)))
@@ -58,10 +60,11 @@ def save_quantized(model: nn.Module, folder: str | os.PathLike[str], format: str
     held = {path: m for path, m in base_modules(model) if isinstance(m, Quantized)}
     raise_all(unready(model, held))
     whole: Any = model
-    if format == OWN:
-        whole.save_pretrained(folder)
-    else:
-        write(whole, folder, FORMATS[format], held)
+    with quiet():
+        if format == OWN:
+            whole.save_pretrained(folder)
+        else:
+            write(whole, folder, FORMATS[format], held)
     if getattr(model, "tokenizer", None) is not None:
         whole.tokenizer.save_pretrained(folder)
     return Path(folder)

@@ -85,6 +85,11 @@ def translated(form: Mapping[str, Any], stored: Mapping[str, Any], where: str) -
     return Read(schemes, rest)
 
 
+def idle(name: str, stored: Mapping[str, Any]) -> bool:
+    """Whether a tensor is a bias of zeros: AutoGPTQ wrote those for layers that have none."""
+    return name.endswith(".bias") and name in stored and not bool(stored[name][...].any())
+
+
 KINDS = [f"weight.{STATE}{kind}" for kind in bnb.TABLES]
 NAMES = (
     *("weight", "weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map"),
