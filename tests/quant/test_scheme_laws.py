@@ -56,14 +56,12 @@ def test_layout_and_size_are_what_encode_gives(scheme: Scheme, W: Tensor) -> Non
     assert all(t.is_contiguous() and not t.requires_grad for t in packed.values())
 
 
-@every
+@pytest.mark.parametrize("scheme", [s for s in SCHEMES.values() if s.idempotent], ids=repr)
 @few
 @given(W=weights((torch.float32,)))
 def test_what_was_decoded_encodes_to_the_same_codes(scheme: Scheme, W: Tensor) -> None:
     packed = scheme.encode(W)
     again = scheme.encode(scheme.decode(packed, tuple(W.shape), torch.float32))
-    if not scheme.idempotent:
-        return
     codes = "codes" if "codes" in packed else "values"
     if W.abs().max() > 1e-30:  # steps that are no normal float32 numbers are rounded themselves
         assert packed[codes].equal(again[codes])

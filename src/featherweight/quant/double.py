@@ -8,8 +8,8 @@ One scale that is a thousand times the others takes the resolution from 255: the
 where the scales' mean relative error passes 1 %, their median is tried as o: the map is finest at 0, where the many
 then lie; and no ĉ of a block that is not all zero is ever <= 0: such a scale gets the next code that gives a positive
 one. NaN or infinity among 256 scales makes their a NaN, and nothing else.
-Source: Dettmers et al. 2023, QLoRA, arXiv:2305.14314. The layout is bitsandbytes'; its CPU search misses the nearest level
-in a thousandth of the cases and near 0 (mean error of N(0, 1) scales 2.0e-3 there, 1.65e-3 here).
+Source: Dettmers et al. 2023, QLoRA, arXiv:2305.14314. The layout is bitsandbytes'; its CPU search misses the nearest
+level in a thousandth of the cases and near 0 (mean error of N(0, 1) scales 2.0e-3 there, 1.65e-3 here).
 """
 
 import torch
