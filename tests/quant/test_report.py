@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 import featherweight as fw
 from featherweight.quant import NF4, Absmax, Half
+from featherweight.quant.picture import grid, heatmap
 from featherweight.quant.report import Layer, Report, Usage, decibels, size, usage
 
 
@@ -112,3 +114,34 @@ def test_plain_values_and_words(pair: tuple[Any, Report]) -> None:
 def test_a_layer_of_zeros() -> None:
     layer = Layer("x", "up", 0, (2, 2), 16, 4, 0.0, 0.0)
     assert (layer.error, layer.sqnr) == (0.0, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("arch", "rows", "columns"),
+    [
+        ("llama", [0, 1], ["query", "key", "value", "output", "gate", "up", "down"]),
+        ("gpt2", [0, 1], ["query+key+value", "output", "up", "down"]),
+        ("t5", [0, 1, 2, 3], ["query", "key", "value", "output", "gate", "up", "down",
+                              "query 2", "key 2", "value 2", "output 2"]),
+    ],
+)  # fmt: skip
+def test_the_picture_has_a_cell_for_every_layer(arch: str, rows: list[int], columns: list[str]) -> None:
+    report = fw.quantize(tiny(arch), NF4(block=32))
+    cells, found, names = grid(report.layers)
+    assert (found, names) == (rows, columns)
+    assert sorted(layer.path for layer in cells.values()) == sorted(layer.path for layer in report.layers)
+
+
+def test_layers_outside_of_the_blocks_are_drawn_too(tmp_path: Path) -> None:
+    report = fw.quantize(tiny("llama"), NF4(), targets=["query", "head"])
+    cells, rows, _ = grid(report.layers)
+    assert rows == [0, 1, "other"]
+    assert cells["other", "head"].path == "lm_head"
+    same = [heatmap(report, tmp_path / f"{i}.svg").read_bytes() for i in range(2)]
+    assert same[0] == same[1]
+
+
+def test_a_picture_of_exact_layers(tmp_path: Path) -> None:
+    report = fw.quantize(tiny("llama", torch.bfloat16), Half())  # bf16 is kept as it is: SQNR is infinite
+    assert report.sqnr == math.inf
+    assert heatmap(report, tmp_path / "exact.png").stat().st_size > 5000

@@ -1,5 +1,6 @@
 """`fw merge`: an adapter folded into its base, as a plain model folder that needs no adapter library."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,14 +25,14 @@ def command(
     ] = False,
 ) -> Shown:
     """Fold an adapter into its model: a plain model folder with its tokenizer."""
-    needed = {"--adapter": adapter, "--output": output}
     problems: list[Problem] = []
     recipe = read(quantize, "quantize", problems)
-    problems += [Problem("is needed", flag, fix=f"{flag} DIR") for flag, value in needed.items() if value is None]
-    raise_all(problems)
+    needed = {"--adapter": adapter, "--output": output}
+    raise_all([*problems, *(Problem("is needed", f, fix=f"{f} DIR") for f, value in needed.items() if value is None)])
     if adapter is None or output is None:
         raise InputError("--adapter and --output are needed")
     fresh(output, "the output")
+    from featherweight.core.count import trainable
     from featherweight.core.merge import merge
     from featherweight.interop import load_model
     from featherweight.quant.quantized import dequantize
@@ -45,23 +46,20 @@ def command(
     plain.save_pretrained(output)
     if tokenizer is not None:
         tokenizer.save_pretrained(output)
-    return shown(plain, output, requantize, f"{held[0].scheme!r}" if held else "")
-
-
-def shown(plain: Any, output: Path, requantize: bool, scheme: str) -> Shown:
-    """What was written; `scheme` is how the base was kept, "" where in floating point."""
-    from featherweight.core.count import trainable
-    from featherweight.interop.pooling import pool_of
-
     data: dict[str, Any] = {"output": str(output), "parameters": trainable(plain).total}
-    lines = [f"merged: {output}   ({data['parameters']:,} parameters, no adapter)"]
     if requantize:
         data["requantized"] = plain.merge_report.to_dict()
-        lines += str(plain.merge_report).splitlines()
-    elif scheme:
-        lines.append(f"its base was {scheme} and is written as decoded; fw quantize makes codes of it again")
+    return Shown(data, tuple(lines(plain, data, held, requantize)))
+
+
+def lines(plain: Any, data: dict[str, Any], held: Sequence[Any], requantize: bool) -> Iterator[str]:
+    """What was written, and what its reader should know."""
+    from featherweight.interop.pooling import pool_of
+
+    yield f"merged: {data['output']}   ({data['parameters']:,} parameters, no adapter)"
+    if requantize:
+        yield from str(plain.merge_report).splitlines()
+    elif held:
+        yield f"its base was {held[0].scheme!r} and is written as decoded; fw quantize makes codes of it again"
     if pool_of(plain) != "own":
-        lines.append(
-            f"its head reads the {pool_of(plain)} of the tokens: fw and fw.load_base know, other libraries do not"
-        )
-    return Shown(data, tuple(lines))
+        yield f"its head reads the {pool_of(plain)} of the tokens: fw and fw.load_base know, other libraries do not"

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,26 +41,29 @@ def command(
     batch: Annotated[int, Parameter(help="Rows of them at a time.")] = 8,
     picture: Annotated[Path | None, Parameter(help="Draw a heat map of the layers: .png or .svg.")] = None,
 ) -> Shown:  # fmt: skip
-    """Quantize a model file by file: its weights become codes one tensor at a time, never the whole model in memory."""
+    """Quantize a model from folder to folder, one tensor at a time."""
     if model is None and scheme is None:
         return listing()
     problems: list[Problem] = []
     recipe: Any = read(scheme, "scheme", problems)
     missing = {"MODEL": model, "--scheme": scheme, "--output": output}
-    if recipe not in (None, "none") and recipe.scheme.calibrated and calibration is None:
-        fix = "--calibration FILE with a few hundred rows of text"
-        problems.append(
-            Problem("the number format is calibrated on data", "--calibration", got=repr(recipe.scheme), fix=fix)
-        )
-    raise_all([*problems, *unfit(missing, recipe, picture, rows, length, batch)])
+    counts = {"--rows": rows, "--length": length, "--batch": batch}
+    raise_all([*problems, *unfit(missing, recipe, calibration, picture, counts)])
     assert model is not None
     assert output is not None
     fresh(output, "the output")
     recipe = placed(recipe, targets, skip)
-    loaded = whole(model, recipe, dtype, calibration, columns, rows, length, batch) if calibration else streamed(
-        model, recipe, dtype)  # fmt: skip
-    report = loaded.quantization_report
-    written(loaded, report, output)
+    if calibration:
+        loaded = whole(model, recipe, dtype, calibration, columns, rows, length, batch)
+    else:
+        loaded = streamed(model, recipe, dtype)
+    return finished(loaded, output, picture)
+
+
+def finished(model: Any, output: Path, picture: Path | None) -> Shown:
+    """Write everything, and show what was written."""
+    report = model.quantization_report
+    written(model, report, output)
     if picture is not None:
         from featherweight.quant.picture import heatmap
 
@@ -70,20 +74,20 @@ def command(
 
 
 def unfit(
-    missing: dict[str, Any], recipe: Any, picture: Path | None, rows: int, length: int, batch: int
-) -> list[Problem]:
+    missing: dict[str, Any], recipe: Any, calibration: str | None, picture: Path | None, counts: dict[str, int]
+) -> Iterator[Problem]:
     """What is wrong with the flags."""
-    found = [
-        Problem("is needed", flag, fix="fw quantize MODEL --scheme nf4 --output DIR")
-        for flag, value in missing.items()
-        if value is None and not (flag == "--scheme" and recipe is not None)
-    ]
+    for flag, value in missing.items():
+        if value is None:
+            yield Problem("is needed", flag, fix="fw quantize MODEL --scheme nf4 --output DIR")
     if recipe == "none":
-        found.append(Problem("which number format?", "--scheme", got="none", fix="fw quantize lists them"))
+        yield Problem("which number format?", "--scheme", got="none", fix="fw quantize lists them")
+    elif recipe is not None and recipe.scheme.calibrated and calibration is None:
+        fix = "--calibration FILE with a few hundred rows of text"
+        yield Problem("the number format is calibrated on data", "--calibration", got=repr(recipe.scheme), fix=fix)
     if picture is not None and picture.suffix not in FORMATS:
-        found.append(Problem("unknown kind of picture", "--picture", " or ".join(FORMATS), repr(str(picture))))
-    counts = {"--rows": rows, "--length": length, "--batch": batch}
-    return found + [Problem("wrong value", f, "at least 1", str(n)) for f, n in counts.items() if n < 1]
+        yield Problem("unknown kind of picture", "--picture", " or ".join(FORMATS), repr(str(picture)))
+    yield from (Problem("wrong value", flag, "at least 1", str(n)) for flag, n in counts.items() if n < 1)
 
 
 def placed(recipe: "Recipe", targets: str, skip: str | None) -> "Recipe":
