@@ -12,13 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.kernels.native import load
-from featherweight.quant.ops import native
+from featherweight.quant.ops import FEW, native
 from featherweight.quant.scratch import empty
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 ROWS = 64  # rows of x up to which the packed product is tried; it wins where few rows meet a large weight
-
-FEW = 8  # rows up to which the low-rank term is added in the same call
 
 
 def serves(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from featherweight.core import fused
 from featherweight.core.base import Base
@@ -27,8 +26,6 @@ from featherweight.methods.lowrank import LowRank
 from featherweight.methods.shifted import ShiftedLinear
 from featherweight.quant.linear import QuantLinear
 from featherweight.quant.scheme import Scheme
-
-FEW = 8  # rows, as in generation, up to which casting A and B would cost more than a product with them
 
 
 @fused.register(LowRank, QuantLinear)
@@ -56,19 +53,8 @@ def lowrank_coded(
     mask = keep_mask(x.shape, dropout, x.device) if dropout else None
     c = scale / keep_probability(dropout)
     if not torch.is_grad_enabled():
-        if mask is None and x.numel() <= FEW * x.shape[-1]:
-            return few(x.to(dtype), packed, scheme, shape, cast(bias, dtype), A, B, c)
         return forward(x.to(dtype), packed, scheme, shape, cast(bias, dtype), A.to(dtype), B.to(dtype), c, mask)[0]
     return CodedLowRank.apply(x, bias, A, B, c, mask, dtype, scheme, shape, tuple(packed), *packed.values())
-
-
-def few(
-    x: Tensor, packed: Mapping[str, Tensor], scheme: Scheme, shape: tuple[int, int], bias: Tensor | None,
-    A: Tensor, B: Tensor, c: float,
-) -> Tensor:  # fmt: skip
-    """y, its low-rank part computed in the dtype of A and B."""
-    y = scheme.product(x, packed, shape, bias)
-    return y.add_(F.linear(F.linear(x.to(A.dtype), A), B), alpha=c)
 
 
 def forward(

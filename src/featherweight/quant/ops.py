@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from featherweight.quant.scratch import scratch
 
+FEW = 8  # rows of x, as in generation, that a low-rank term is added to in the dtype of its factors
 native: dict[str, Callable[..., Any]] = {}  # name of an operation -> a function with the same arguments
 
 
@@ -116,9 +117,16 @@ def plain_linear4(
 ) -> Tensor:  # fmt: skip
     with scratch():
         y = F.linear(x, decode4(codes, absmax, table, block, tuple(shape), x.dtype), bias)
-    if A is None or B is None:
-        return y
-    return y.add(F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype)), alpha=c)
+    return y if A is None or B is None else add_low(y, x, A, B, c)
+
+
+def add_low(y: Tensor, x: Tensor, A: Tensor, B: Tensor, c: float) -> Tensor:
+    """y + c x Aᵀ Bᵀ without gradients, in place; few rows in the dtype of A and B, to cast which would cost more."""
+    if x.numel() <= FEW * x.shape[-1]:
+        return y.add_(F.linear(F.linear(x.to(A.dtype), A), B), alpha=c)
+    h = x.reshape(-1, x.shape[-1]).mm(A.to(x.dtype).t())
+    y.view(-1, y.shape[-1]).addmm_(h, B.to(x.dtype).t(), alpha=c)
+    return y
 
 
 def plain_linear8(

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from featherweight.core.noun import Noun
+from featherweight.quant import ops
 from featherweight.quant.scratch import scratch
 
 Packed = dict[str, Tensor]  # name of a packed tensor -> the tensor; what a quantized module keeps as buffers
@@ -84,8 +85,7 @@ class Scheme(Noun):
         A: Tensor, B: Tensor, c: float,
     ) -> Tensor:  # fmt: skip
         """`product` + c x Aᵀ Bᵀ, A (r, in) and B (out, r) of any dtype: what a low-rank adapter adds, not trained."""
-        low = F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
-        return self.product(x, packed, shape, bias).add_(low, alpha=c)
+        return ops.add_low(self.product(x, packed, shape, bias), x, A, B, c)
 
     def input_gradient(self, g: Tensor, packed: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
         """g (..., out) -> g Ŵ (..., in), in g's dtype: what `linear` runs backward."""
