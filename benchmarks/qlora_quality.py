@@ -67,7 +67,8 @@ def summary(name: str, runs: dict[str, Any]) -> dict[str, Any]:
             middle, noise = statistics.mean(apart), statistics.stdev(values["LoRA"])
             found[metric] |= {
                 "difference": round(middle, 4), "interval": [round(middle - half, 4), round(middle + half, 4)],
-                "deviation_of_LoRA": round(noise, 4), "within_noise": abs(middle) <= max(half, noise),
+                "interval_holds_0": abs(middle) <= half, "deviation_of_LoRA": round(noise, 4),
+                "within_a_deviation": abs(middle) <= noise,
             }  # fmt: skip
     return found
 
