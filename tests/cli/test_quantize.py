@@ -160,6 +160,7 @@ def codes(model):
 def test_qlora_from_file_to_file(fw, qlora, rows, tmp_path):
     text = (qlora / "run.toml").read_text()
     assert '[quantize]\ntype = "nf4"\ndouble = true\n' in text
+    assert "kept as `NF4(double=True)`" in (qlora / "README.md").read_text()
     model = fw_api.load_model(qlora)
     assert set(codes(model).values()) == {fw_api.NF4(double=True)}
     assert len(codes(model)) == 14

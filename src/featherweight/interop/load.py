@@ -11,7 +11,8 @@ import torch
 from featherweight.checkpoint.load import Stored, load, read
 from featherweight.core.errors import InputError, Problem, listed
 from featherweight.core.noun import Noun
-from featherweight.interop.transformers import load_base, load_tokenizer
+from featherweight.interop.streamed import config_of
+from featherweight.interop.transformers import load_base, load_tokenizer, refusing
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 AUTO = {
@@ -48,13 +49,21 @@ def load_model(
     tokenizer = next((load_tokenizer(p) for p in (stored.folder, Path(folder)) if has_tokenizer(p)), None)
     task = task_of(stored)
     seed = stored.record.seed if stored.record is not None else 0
-    if quantize is None and stored.record is not None:
-        quantize = stored.record.quantize
+    recorded = stored.record.quantize if stored.record is not None else None
+    if quantize is None and recorded and not in_codes(place):
+        quantize = recorded
     kind = task or Foreign.of(stored)
     model = load_base(place, kind, dtype, device, tokenizer=tokenizer, seed=seed, quantize=quantize)
     model.task = task
     load(model, folder, name, train=train, strict_base=strict_base)
     return model.train(train)
+
+
+def in_codes(place: str) -> bool:
+    """Whether a base's own checkpoint is quantized: it is taken as it is."""
+    with refusing(place):
+        config, _ = config_of(place, {})
+    return getattr(config, "quantization_config", None) is not None
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -24,7 +24,7 @@ model = fw.load_model("path/to/this/folder")
 
 | | |
 |---|---|
-| base | {base} |
+| base | {base}{kept} |
 | method | `{noun}` |
 | task | `{task}` |
 | trained parameters | {trainable:,} of {total:,} |

@@ -121,6 +121,12 @@ def go(model: Any, data: Any, task: Task | None, folder: Path | None, method: Me
     return run
 
 
+def kept_as(model: nn.Module) -> str:
+    """The number format of a quantized base, for its card."""
+    schemes = ", ".join(dict.fromkeys(repr(recipe.scheme) for recipe in recipes(model)))
+    return f", its linear layers kept as `{schemes}`" if schemes else ""
+
+
 def identify(model: nn.Module, stuff: setup.Material, feed: Feed, dev: Any, trained: Trained, filled: Form,
              total: int) -> dict[str, Any]:  # fmt: skip
     """What must be equal for a run to be resumed; a default and the same value spelt out are equal."""
@@ -186,7 +192,8 @@ def finish(loop: Loop, run: Run, trained: Trained, tokenizer: Any, form: dict[st
     curve(run.history, folder, best)
     first = next(iter(trained.values()))[0]
     facts = {
-        "base": public(setup.base_name(loop.model)), "title": folder.resolve().name, "data": public(data),
+        "base": public(setup.base_name(loop.model)), "kept": kept_as(loop.model),
+        "title": folder.resolve().name, "data": public(data),
         "method": type(first).__name__.lower(), "noun": repr(first), "task": repr(loop.stepper.task),
         "steps": run.steps, "chosen": kept,
         "share": f"{Trainable(run.trainable, run.total).share:.2f} %", "trainable": run.trainable, "total": run.total,
