@@ -5,6 +5,7 @@ NotImplemented, and the plain definition computes or raises.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -28,7 +29,7 @@ def serves(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             if found is None:
                 del native[name]
                 return NotImplemented
-            native[name] = lambda *args: fn(found, *args)
+            native[name] = partial(fn, found)
             return fn(found, *args)
 
         native[name] = first
@@ -48,7 +49,6 @@ def fits(t: Tensor, dtype: torch.dtype, least: int = 0) -> bool:
         and t.dtype is dtype
         and t.is_contiguous()
         and t.numel() >= least
-        and not torch._C._functorch.is_functorch_wrapped_tensor(t)
     )
 
 
@@ -59,7 +59,6 @@ def plainly(x: Tensor) -> bool:
         and x.is_cpu
         and x.layout is torch.strided
         and x.is_floating_point()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
     )
 
 
@@ -206,7 +205,7 @@ def linear(
 
 def factors(A: Tensor, B: Tensor) -> tuple[int, int, int, int, int]:
     """Addresses and types of the low-rank factors, and the rank."""
-    return A.data_ptr(), TYPES[A.dtype], B.data_ptr(), TYPES[B.dtype], len(A)
+    return A.data_ptr(), TYPES[A.dtype], B.data_ptr(), TYPES[B.dtype], A.shape[0]
 
 
 @serves("linear4")
@@ -226,7 +225,7 @@ def low_rank(A: Tensor, B: Tensor, shape: Sequence[int], x: Tensor) -> bool:
     if x.numel() > FEW * shape[1] or (torch.is_grad_enabled() and (A.requires_grad or B.requires_grad)):
         return False
     fine = all(t.dtype in TYPES and fits(t, t.dtype) for t in (A, B))
-    return fine and A.shape == (len(A), shape[1]) and B.shape == (shape[0], len(A))
+    return fine and A.shape[1:] == (shape[1],) and B.shape == (shape[0], A.shape[0])
 
 
 @serves("linear8")

@@ -47,6 +47,8 @@ def operation(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callab
         def call(*args: Any) -> Any:
             if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
                 return op(*args)
+            if torch._C._functorch.peek_interpreter_stack() is not None:  # vmap and grad see torch's own operations
+                return plain(*args)
             return direct(name, plain, args)
 
         return call
