@@ -71,6 +71,20 @@ def test_lsq_begins_where_the_paper_says_and_finds_the_best_step():
     assert error.item() == pytest.approx(0.0119, rel=0.03)
 
 
+def test_steps_may_begin_where_the_error_is_least():
+    """On the clipped grid of the scheme: nearer to N(0, 1) than LSQ's start, from which training goes on."""
+    W = torch.randn(16, 256, generator=torch.Generator().manual_seed(0))
+    wide, least = (fw.QAT(scheme=fw.Absmax(bits=4, clip=c), learned_scale=True, targets="0") for c in (None, "mse"))
+    errors = []
+    for method in (wide, least):
+        layer = torch.nn.Linear(256, 16)
+        layer.weight.data.copy_(W)
+        adapter = fw.attach(torch.nn.Sequential(layer), method)[0].adapters["default"]
+        errors.append(float((adapter.rounded(W).detach() - W).square().mean()))
+    assert errors[0] == pytest.approx(0.030, rel=0.1)
+    assert errors[1] < 0.014
+
+
 def test_a_block_of_zeros_begins_with_a_step_all_the_same():
     x = torch.cat([torch.zeros(4), torch.ones(4)])
     assert first_step(x, 4, 4).tolist() == pytest.approx([2 / 7**0.5] * 2)

@@ -29,7 +29,7 @@ from featherweight.core.targets import Targets, resolve
 from featherweight.quant import fields
 from featherweight.quant.absmax import Absmax
 from featherweight.quant.fake import RoundedRows, fake_quantize
-from featherweight.quant.lsq import first_step, grid, lsq, lsq_input, packed_at
+from featherweight.quant.lsq import grid, lsq, lsq_input, packed_at, start
 from featherweight.quant.scheme import Packed, Scheme
 
 
@@ -114,11 +114,10 @@ class FakeQuantized(Adapter):
         self.scheme, self.bits = method.scheme, method.activations
         self.sizes: list[Tensor] | None = None  # mean |x| of inputs, while they are looked at
         self.register_parameter("delta", delta)
-        bits, block = grid(self.scheme, tuple(W.shape)) if method.learned_scale else (0, 0)
-        self.register_parameter("step", nn.Parameter(first_step(W, bits, block)) if bits else None)
+        self.register_parameter("step", nn.Parameter(start(self.scheme, W)) if method.learned_scale else None)
         learned_input = method.learned_scale and method.activations
-        start = 2 * 0.8 / (2 ** (self.bits - 1) - 1) ** 0.5 if learned_input else 0.0  # of inputs N(0, 1)
-        step = nn.Parameter(torch.full((1,), start, device=W.device)) if learned_input else None
+        first = 2 * 0.8 / (2 ** (self.bits - 1) - 1) ** 0.5 if learned_input else 0.0  # of inputs N(0, 1)
+        step = nn.Parameter(torch.full((1,), first, device=W.device)) if learned_input else None
         self.register_parameter("input_step", step)
 
     def forward(self, base: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
