@@ -437,6 +437,39 @@ def test_experts_are_skipped_and_the_report_says_so() -> None:
     assert logits(model, inputs("mixtral")).isfinite().all()
 
 
+def test_qlora_is_its_equations_5_and_6() -> None:
+    """Y = X doubleDequant(c1, c2, W) + s X L1 L2 in bfloat16; doubleDequant is dequant over dequantized constants."""
+    plain = layer(48, 128, bias=False, dtype=torch.bfloat16)
+    model = nn.Sequential(coded(plain, NF4(double=True)))
+    fw.attach(model, fw.LoRA(rank=4, targets=".*"))
+    disturb(model)
+    held, adapter = model[0].packed, model[0].adapters["default"]
+    kinds = {k: str(t.dtype).removeprefix("torch.") for k, t in held.items()}
+    assert kinds == {"codes": "uint8", "absmax": "uint8", "nested_absmax": "float32", "nested_offset": "float32"}
+    constants = dynamic_map()[held["absmax"].long()] * held["nested_absmax"][0] + held["nested_offset"]
+    nibbles = torch.stack((held["codes"] >> 4, held["codes"] & 15), 1).flatten().long()
+    W = (torch.tensor(NF4_VALUES)[nibbles].view(-1, 64) * constants[:, None]).view(48, 128).bfloat16()
+    assert torch.equal(model[0].weight, W)
+    x = torch.randn(6, 128, dtype=torch.bfloat16)
+    low = adapter.scale * x.float() @ adapter.lora_A.weight.T.float() @ adapter.lora_B.weight.T.float()
+    torch.testing.assert_close(model(x).float(), x.float() @ W.float().T + low, rtol=3e-2, atol=3e-2)
+    assert model(x).dtype is torch.bfloat16
+
+
+def dynamic_map() -> Tensor:
+    """The signed 8-bit map of Dettmers, by its rule: midpoints of 2^i cells of [.1, 1] times 10^(i - 6), 0 and 1."""
+    edges = [torch.linspace(0.1, 1, 2**i + 1, dtype=torch.float64) for i in range(7)]
+    half = torch.cat([(e[1:] + e[:-1]) / 2 * 10.0 ** (i - 6) for i, e in enumerate(edges)])
+    return torch.cat([-half, half, torch.tensor([0.0, 1.0])]).sort().values.float()
+
+
+NF4_VALUES = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
 def test_one_row_alone() -> None:
     """An input without a batch, its gradients and the bias's."""
     module, x = coded(layer(5, 48)), torch.randn(48, requires_grad=True)
