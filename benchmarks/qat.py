@@ -10,7 +10,8 @@ model in codes, in nats per token on held-out text (the last fifth of the sample
     straight-through   QAT on the absmax grid                                     LSQ           QAT with learned steps
     LoRA rounded       LoRA of rank 8 in floats, merged, rounded                  LoRA aware    LoRA below QAT
 
-"LSQ mse" begins its steps where the error is least. Grids are Absmax per row, on every linear layer of the blocks. Targets: QAT better than rounding at 4, 3 and 2 bits.
+"LSQ mse" begins its steps where the error is least. Grids are Absmax per row, on every linear layer of the blocks.
+Targets: QAT better than rounding at 4, 3 and 2 bits.
 """
 
 import argparse
