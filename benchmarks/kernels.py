@@ -49,7 +49,8 @@ def encode(dtype: torch.dtype) -> Calls:
     from bitsandbytes.functional import quantize_4bit
 
     W, table = matrix(dtype), codebooks.levels("nf4", torch.empty(0))
-    agree(ops.encode4(W, table, 64)[0], quantize_4bit(W, blocksize=64, quant_type="nf4")[0].view(-1))
+    apart = ops.encode4(W, table, 64)[0] != quantize_4bit(W, blocksize=64, quant_type="nf4")[0].view(-1)
+    agree(apart.float().mean(), torch.zeros(()), 1e-5)  # theirs multiplies by 1 / absmax, ours divides: ties may part
     return {
         "featherweight": lambda: ops.encode4(W, table, 64),
         "bitsandbytes": lambda: quantize_4bit(W, blocksize=64, quant_type="nf4"),

@@ -215,6 +215,10 @@ def test_the_packed_product_is_over_the_decoded_weight_to_the_bit(level, dtype):
         for rows in (1, 3, 60):
             y = ops.native["linear4"](eye[-rows:], codes, absmax, NF4, 64, (37, k), None, None, None, 0.0)
             assert torch.equal(y, ops.decode4(codes, absmax, NF4, 64, (37, k), dtype).t()[-rows:])
+            for block in (k, 64, 37 * k):
+                q, scale = ops.quantize_rows(W)[0], weights(-(-37 * k // block))
+                y = ops.native["linear8"](eye[-rows:], q, scale, block, (37, k), None)
+                assert torch.equal(y, ops.decode8(q, scale, block, (37, k), dtype).t()[-rows:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
