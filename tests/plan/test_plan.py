@@ -69,6 +69,12 @@ def test_recomputing_and_halves_cost_less() -> None:
     assert half.memory["weights"] * 2 == pytest.approx(once.memory["weights"], rel=0.01)
 
 
+def test_paged_states_are_not_in_memory(small: Plan) -> None:
+    paged = fw.plan(llama(), fw.LoRA(rank=4, targets="linear"), batch=2, length=8, paged=True)
+    assert "optimizer states" not in paged.resting
+    assert "optimizer states" in small.resting
+
+
 def test_quantized_weights_are_counted_as_they_are_stored() -> None:
     made = fw.plan(llama(), fw.LoRA(), fw.NF4(double=True), batch=1, length=8)
     shapes = [(32, 32)] * 4 + [(48, 32)] * 2 + [(32, 48)]

@@ -8,7 +8,7 @@ Operations whose result depends on values (which positions carry loss) are answe
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -65,6 +65,14 @@ class Live(TorchDispatchMode):
         size, tag = self.held.pop(key)
         self.now[tag] -= size
         self.total -= size
+
+    def forget(self, tensors: Iterable[Tensor]) -> None:
+        """Count these storages no longer: their bytes are kept elsewhere."""
+        for key in {t.untyped_storage()._cdata for t in tensors}:
+            size, tag = self.held[key]
+            self.held[key] = 0, tag
+            self.now[tag] -= size
+            self.total -= size
 
     def retag(self, tensor: Tensor, tag: str) -> None:
         """Call a counted storage something else from now on."""

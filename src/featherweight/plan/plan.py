@@ -129,9 +129,7 @@ def jobs(task: Task, method: Method | None, chosen: Settings, length: int) -> di
     """What is traced: answering, and with a method a step of training and the merge where it can be merged."""
     found: dict[str, Job] = {}
     if method is not None:
-        found["train"] = training_step(
-            task, chosen.batch, length, chosen.optimizer, chosen.precision, chosen.checkpointing
-        )
+        found["train"] = training_step(task, chosen, length)
         if method.mergeable:
             found["merge"] = verbs.merging
     return found | {"answer": verbs.answering(task, chosen.batch, length)}
