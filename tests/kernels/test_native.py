@@ -327,7 +327,7 @@ def test_modes_see_the_operation_and_maps_the_plain_definition():
     assert ops.decode4(*(a.to("meta") if isinstance(a, torch.Tensor) else a for a in args)).is_meta
 
 
-def test_packed_tensors_that_are_too_small_are_never_read_past_their_end():
+def test_packed_tensors_that_are_too_small_are_never_read_past_their_end(level):
     codes, absmax = ops.encode4(weights(8, 64), NF4, 64)
     for bad in ((codes[:-1], absmax, NF4), (codes, absmax[:-1], NF4), (codes, absmax, NF4[:15])):
         assert ops.native["decode4"](*bad, 64, (8, 64), torch.float32) is NotImplemented

@@ -27,7 +27,7 @@ def serves(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def first(*args: Any) -> Any:
             found = load().functions.get(FUNCTION.get(name, name))
             if found is None:
-                del native[name]
+                native.pop(name, None)
                 return NotImplemented
             native[name] = partial(fn, found)
             return fn(found, *args)
