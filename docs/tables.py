@@ -158,11 +158,12 @@ def planned() -> str:
     for name, run in result("plan")["runs"].items():
         model, method, number, keeps, length = name.split()
         sizes = [f"{run[k] / 1e6:,.0f}" for k in ("measured", "planned")]
-        rows.append([model, method, number, "yes" if keeps == "recompute" else "", length, *sizes, f"{run['ratio']:.3f}"])
+        again = "yes" if keeps == "recompute" else ""
+        rows.append([model, method, number, again, length, *sizes, f"{run['ratio']:.3f}"])
     made = markdown(["shape", "method", "base", "recomputed", "tokens", "measured, MB", "planned, MB", "ratio"], rows)
     s = result("plan")["summary"]
-    told = f"{s['within_10_percent']} of {s['runs']} within 10 %; off by {s['median_off']:.1%} in the median, {s['worst_off']:.1%} at worst."
-    return f"{made}\n\n{told}"
+    off = f"off by {s['median_off']:.1%} in the median, {s['worst_off']:.1%} at worst"
+    return f"{made}\n\n{s['within_10_percent']} of {s['runs']} within 10 %; {off}."
 
 
 def published() -> str:

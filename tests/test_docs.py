@@ -103,6 +103,23 @@ def test_the_guide_to_quantizing_runs(
     assert space["worst"].output > 0.01
 
 
+def test_the_guide_to_planning_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from featherweight.cli.main import main
+
+    page = (ROOT / "docs" / "plan.md").read_text()
+    (shell,), (python,) = blocks("sh", page), blocks("python", page)
+    monkeypatch.chdir(folder)
+    for line in shell.splitlines():
+        code = main(shlex.split(line.replace("MODEL", MODEL))[1:])
+        assert code == 0, (line, capsys.readouterr().err)
+    assert (folder / "memory.png").stat().st_size > 10_000
+    space: dict[str, Any] = {}
+    exec(compile(python, "docs/plan.md", "exec"), space)
+    assert space["plan"].train_bytes == sum(space["plan"].memory.values())
+
+
 @pytest.fixture(scope="module")
 def tables() -> Any:
     spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")

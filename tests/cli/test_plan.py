@@ -23,7 +23,7 @@ def test_a_plan_is_one_object_and_a_picture(base: str, tmp_path: Path, capsys: p
     assert found["method"] == {"type": "lora", "rank": 4}
     assert found["scheme"] == {"type": "nf4"}
     assert found["train_bytes"] == sum(found["memory"].values())
-    assert [p["name"] for p in found["placements"]][0] == "one device"
+    assert found["placements"][0]["name"] == "one device"
     assert picture.read_text().startswith("<?xml")
 
 
@@ -65,7 +65,10 @@ def test_training_refuses_above_its_limit(base: str, tmp_path: Path, capsys: pyt
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("text", "count"), [("6GB", 6 * 10**9), ("512 mb", 512 * 10**6), ("1.5GiB", 3 * 2**29), ("7", 7), ("2k", 2000)])  # fmt: skip
+AMOUNTS = [("6GB", 6 * 10**9), ("512 mb", 512 * 10**6), ("1.5GiB", 3 * 2**29), ("7", 7), ("2k", 2000)]
+
+
+@pytest.mark.parametrize(("text", "count"), AMOUNTS)
 def test_amounts(text: str, count: int) -> None:
     problems: list[Problem] = []
     assert bytes_of(text, "", problems) == count

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support.laws import law
+from support.models import build, tiny
 
 import featherweight as fw
 from featherweight.plan.files import adapter_bytes
 from featherweight.plan.shell import adapted
-from support.laws import law
-from support.models import build, tiny
 
 
 @law(each=3, dtypes=False)
