@@ -1,6 +1,6 @@
 """One QLoRA training step of a 7B-shaped model on a CPU: is it within 8 GiB of resident memory?
 
-    python benchmarks/laptop7b.py                  about 4 minutes on 2 cores, 6 GiB of memory
+    python benchmarks/laptop7b.py                  about 5 minutes on 2 cores, 5 GiB of memory
     python benchmarks/laptop7b.py --layers 2       a part of the model, for a trial; writes nothing
     python benchmarks/laptop7b.py --paged          AdamW's states in a file
 
