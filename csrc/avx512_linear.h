@@ -205,7 +205,7 @@ void few(const Linear& a, int64_t n, int64_t m) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       const uint8_t* q = codes + (r * a.k + i) / 2;
-      _mm_prefetch(reinterpret_cast<const char*>(q + R * a.k / 2), _MM_HINT_T0);  // the same place, R rows on
+      if (!(i & 64)) _mm_prefetch(reinterpret_cast<const char*>(q + R * a.k), _MM_HINT_T1);  // a line, 2 R rows on
       split(q, table, UNIT ? scale[r][i / 64] : *scale[r], even[r], odd[r]);
       if (UNIT) continue;
       left[r] -= 64;
