@@ -142,6 +142,7 @@ struct Split : Level {
     int64_t b = begin / a.block, left = (b + 1) * a.block - begin;
     for (int64_t i = begin; i < end; i += 64, to += 64) {
       __m512i even, odd;
+      if (!(i & 64)) _mm_prefetch(reinterpret_cast<const char*>(codes + (i + GROUP * a.k) / 2), _MM_HINT_T1);
       split(codes + i / 2, table, a.scale[b], even, odd);
       _mm512_storeu_si512(to, even);
       _mm512_storeu_si512(to + 32, odd);
