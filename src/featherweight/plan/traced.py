@@ -20,8 +20,8 @@ from featherweight.core.host import Adapters, base_modules
 from featherweight.plan.live import Live
 from featherweight.plan.shell import blocks_of, fake
 
-DEPTHS = (4, 8)  # blocks of a run that is cut: two depths, both multiples of the usual patterns of blocks
-WHOLE = 16  # runs up to this length are traced whole
+DEPTHS = (2, 4)  # blocks of a run that is cut
+WHOLE = 12  # runs up to this length are traced whole
 BASE, CODES, ADAPTERS, OPTIMIZER = "weights", "codes and scales", "adapters", "optimizer states"
 GRADIENTS, ACTIVATIONS, LOSS, BACKWARD, BATCH = "gradients", "activations", "logits and loss", "backward pass", "batch"
 
