@@ -68,10 +68,11 @@ _HOME = {
     "featherweight.interop": ("load_model", "load_base"),
     "featherweight.interop.quantized.adopt": ("adopt",),
     "featherweight.interop.quantized.export": ("save_quantized",),
-    "featherweight.tasks": ("Classification", "MultiLabel", "Regression", "CausalLM", "Seq2Seq"),
+    "featherweight.tasks": ("Classification", "MultiLabel", "Regression", "CausalLM", "Seq2Seq", "Choices", "Seq2SeqChoices"),
     "featherweight.evaluate": ("evaluate", "predict", "generate"),
     "featherweight.train": ("train",),
     "featherweight.plan": ("plan",),
+    "featherweight.distill.student": ("student",),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 # These register themselves with core, so they must be there before anything is attached, loaded or trained.

@@ -20,15 +20,8 @@ from featherweight.distill.losses.reduce import wide
 def paired(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both in fp32, the teacher's without gradient. Raises InputError naming both head counts where they differ."""
     if student.shape[1] != teacher.shape[1]:
-        raise InputError(
-            Problem(
-                "the student has another number of attention heads than the teacher",
-                "loss",
-                f"{teacher.shape[1]}",
-                f"{student.shape[1]}",
-                "MiniLM(version=2) compares relations of any number of heads",
-            )  # fmt: skip
-        )
+        what, fix = "the student has another number of attention heads", "MiniLM(version=2) takes any number of heads"
+        raise InputError(Problem(what, "loss", str(teacher.shape[1]), str(student.shape[1]), fix))
     if student.shape != teacher.shape:
         raise InputError(unlike(student, teacher, "maps over the same tokens"))
     return wide(student), wide(teacher.detach())

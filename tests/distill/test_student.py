@@ -1,0 +1,206 @@
+"""Students: which blocks are kept, that they compute what the teacher's blocks do, and that they are plain models."""
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+
+import featherweight as fw
+from featherweight.core.errors import InputError
+from featherweight.distill.keep import kept
+from featherweight.distill.student import stacks_of
+
+SIZE: dict[str, Any] = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 5, "num_attention_heads": 4,
+                        "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": 0}  # fmt: skip
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 2}
+MIXED = ["full_attention", "sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+PAIR = {"d_model": 32, "vocab_size": 99, "pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": 2}
+HALVES = {"encoder_layers": 5, "decoder_layers": 3, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+          "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64}  # fmt: skip
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "bert": ("BertForSequenceClassification", "BertConfig", {**SIZE, "num_labels": 3}),
+    "roberta": ("RobertaForSequenceClassification", "RobertaConfig", {**SIZE, **SPECIAL}),
+    "distilbert": ("DistilBertForSequenceClassification", "DistilBertConfig",
+                   {"vocab_size": 99, "dim": 32, "n_layers": 5, "n_heads": 4, "hidden_dim": 48}),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config",
+             {"vocab_size": 99, "n_embd": 32, "n_layer": 5, "n_head": 4, "n_positions": 64, **SPECIAL}),
+    "llama": ("LlamaForCausalLM", "LlamaConfig", {**SIZE, **SPECIAL, "num_key_value_heads": 2}),
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config",
+              {**SIZE, **SPECIAL, "num_key_value_heads": 2, "layer_types": MIXED, "sliding_window": 3,
+               "use_sliding_window": True}),
+    "neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", {**SIZE, **SPECIAL}),
+    "neo": ("GPTNeoForCausalLM", "GPTNeoConfig",
+            {"vocab_size": 99, "hidden_size": 32, "num_layers": 5, "num_heads": 4, "intermediate_size": 48,
+             "max_position_embeddings": 64, "attention_types": [[["global", "local"], 2], [["local"], 1]],
+             "window_size": 3, **SPECIAL}),
+    "t5": ("T5ForConditionalGeneration", "T5Config",
+           {**PAIR, "d_kv": 8, "d_ff": 48, "num_layers": 5, "num_decoder_layers": 3, "num_heads": 4}),
+    "bart": ("BartForConditionalGeneration", "BartConfig", {**PAIR, **HALVES, "bos_token_id": 1}),
+}  # fmt: skip
+PAIRS = ("t5", "bart")
+
+
+def build(arch: str) -> Any:
+    import transformers as hf
+
+    model, config, options = MODELS[arch]
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        made = getattr(hf, model)(getattr(hf, config)(**options)).eval()
+        for p in made.parameters():
+            p.data.add_(0.05 * torch.randn_like(p))
+    return made
+
+
+def logits(model: Any, arch: str) -> torch.Tensor:
+    ids = torch.randint(3, 99, (2, 9), generator=torch.Generator().manual_seed(1))
+    given = {"input_ids": ids, "attention_mask": (torch.arange(9) < torch.tensor([[9], [6]])).long()}
+    given |= {"decoder_input_ids": ids.flip(1)} if arch in PAIRS else {"use_cache": False}
+    if arch in ("bert", "roberta", "distilbert"):
+        given.pop("use_cache")
+    with torch.no_grad():
+        return model(**given).logits
+
+
+def shortened_by_hand(teacher: Any, chosen: dict[str, tuple[int, ...]]) -> Any:
+    """The teacher with blocks taken out of its lists: what a student has to compute."""
+    model = deepcopy(teacher)
+    for path, numbers in chosen.items():
+        parent, _, name = path.rpartition(".")
+        whole = model.get_submodule(path)
+        setattr(model.get_submodule(parent), name, torch.nn.ModuleList([whole[i] for i in numbers]))
+    for path, numbers in chosen.items():  # models that walk so many blocks, and those that ask for each one's kind
+        stack = model.get_submodule(path.rpartition(".")[0])
+        if getattr(getattr(stack, "config", None), "layer_types", None):
+            stack.config.layer_types = [stack.config.layer_types[i] for i in numbers]
+            stack.config.num_hidden_layers = len(numbers)
+    return model
+
+
+@pytest.mark.parametrize("arch", MODELS)
+def test_a_student_is_the_teacher_with_fewer_blocks(arch: str, tmp_path: Any) -> None:
+    teacher = build(arch)
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    config = teacher.config.to_dict()
+    student = fw.student(teacher, layers=2)
+    chosen = {path: (0, n - 1) for path, n in stacks_of(teacher).items()}
+    assert stacks_of(student) == dict.fromkeys(chosen, 2)
+    by_hand = logits(shortened_by_hand(teacher, chosen), arch)
+    assert torch.equal(logits(student, arch), by_hand)
+
+    student.save_pretrained(tmp_path)
+    loaded = type(student).from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(loaded, arch), by_hand)
+
+    assert teacher.config.to_dict() == config
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+    theirs = {p.untyped_storage().data_ptr() for p in teacher.state_dict().values()}
+    assert not theirs & {p.untyped_storage().data_ptr() for p in student.state_dict().values()}
+    assert [p.requires_grad for p in student.parameters()] == [True] * len(list(student.parameters()))
+
+
+def test_all_blocks_kept_is_a_copy() -> None:
+    teacher = build("qwen2")
+    assert torch.equal(logits(fw.student(teacher, layers=5), "qwen2"), logits(teacher, "qwen2"))
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "qwen2"])
+def test_generation_with_a_cache_equals_without(arch: str) -> None:
+    """Each block's number in the cache is its own again."""
+    student = fw.student(build(arch), layers=[1, 2, 4])
+    ids = torch.arange(5, 13)[None]
+    made = [
+        student.generate(ids, max_new_tokens=6, do_sample=False, use_cache=c, pad_token_id=0) for c in (True, False)
+    ]
+    assert torch.equal(*made)
+
+
+def test_the_position_table_of_t5_stays_when_its_block_goes() -> None:
+    teacher = build("t5")
+    student = fw.student(teacher, layers={"encoder": [2, 4]})
+    assert stacks_of(student) == {"encoder.block": 2, "decoder.block": 3}
+    table = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    assert torch.equal(student.state_dict()[table], teacher.state_dict()[table])
+    query = "layer.0.SelfAttention.q.weight"
+    assert torch.equal(
+        student.get_parameter(f"encoder.block.0.{query}"), teacher.get_parameter(f"encoder.block.2.{query}")
+    )
+
+
+def test_tied_weights_are_tied_again() -> None:
+    student = fw.student(build("gpt2"), layers=2)
+    assert student.lm_head.weight is student.transformer.wte.weight
+
+
+def test_kinds_of_layers_follow_their_blocks() -> None:
+    assert fw.student(build("qwen2"), layers=[0, 1, 4]).config.layer_types == [MIXED[0], MIXED[1], MIXED[4]]
+    assert fw.student(build("neo"), layers=[1, 2]).config.attention_layers == ["local", "global"]
+
+
+def test_the_random_state_is_left_alone() -> None:
+    teacher = build("bert")
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    fw.student(teacher)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_shorter_student_with_lora_is_attach() -> None:
+    student = fw.student(build("llama"), layers=2)
+    fw.attach(student, fw.LoRA(rank=2))
+    assert torch.equal(logits(student, "llama"), logits(fw.student(build("llama"), layers=2), "llama"))
+
+
+def test_published_lists() -> None:
+    assert kept(6, "spread", 12) == (0, 2, 4, 7, 9, 11)
+    assert kept(None, "spread", 12) == (0, 2, 4, 7, 9, 11)
+    assert kept(6, "strided", 12) == (0, 2, 4, 6, 8, 10)
+    assert kept(4, "groups", 12) == (2, 5, 8, 11)
+    assert kept(3, "first", 12) == (0, 1, 2)
+    assert kept(3, "last", 12) == (9, 10, 11)
+    assert kept(1, "spread", 12) == (0,)
+
+
+def test_counts_of_the_lecture() -> None:
+    """BERT-base with 6 layers has 66,955,008 parameters, GPT-2 with 6 has 81,912,576; nothing is allocated."""
+    import transformers as hf
+
+    for model, config, wanted in (
+        (hf.BertModel, hf.BertConfig(), 66_955_008),
+        (hf.GPT2LMHeadModel, hf.GPT2Config(), 81_912_576),
+    ):
+        with torch.device("meta"):
+            teacher = model(config)
+            student = fw.student(teacher)
+        assert student.num_parameters() == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"layers": 6}, "1 to 5; got 6"),
+        ({"layers": 0}, "1 to 5; got 0"),
+        ({"layers": []}, "empty list"),
+        ({"layers": [0, 7, 3]}, r"no such block.*got 7\n.*not in order"),
+        ({"layers": 2, "keep": "spred"}, "did you mean 'spread'"),
+        ({"layers": {"encoder": 2}}, "no such stack"),
+        ({"width": 16}, "expected 32, the teacher's; got 16; .*MiniLM"),
+    ],
+)  # fmt: skip
+def test_bad_input(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=f"(?s){said}"):
+        fw.student(build("bert"), **given)
+
+
+def test_teachers_that_cannot_be_cut() -> None:
+    with pytest.raises(InputError, match="not a transformers model"):
+        fw.student(torch.nn.Linear(2, 2))
+    teacher = build("bert")
+    fw.attach(teacher, fw.LoRA(rank=2))
+    with pytest.raises(InputError, match=r"has adapters.*merge or fw\.detach"):
+        fw.student(teacher)
+    coded = build("llama")
+    fw.quantize(coded, fw.NF4())
+    with pytest.raises(InputError, match="is quantized"):
+        fw.student(coded)
