@@ -152,6 +152,38 @@ def ordering() -> str:
     return markdown(["data", "method", "trained", "lr", "seeds", "test accuracy", "to LoRA, ± 2 standard errors"], rows)
 
 
+def kernels() -> str:
+    """Native code against bitsandbytes on a CPU: medians of interleaved pairs."""
+    rows = []
+    for name, cell in result("kernels")["cells"].items():
+        peer = next(n for n in ("bitsandbytes", "torch") if f"ratio_to_{n}" in cell)
+        low, high = cell[f"ratio_to_{peer}_quartiles"]
+        limit = f"{cell['of_bandwidth']:.0%} of the measured bandwidth" if "of_bandwidth" in cell else ""
+        rows.append([name, peer, f"{cell['peer_over_ours']:.3g}", f"{1 / high:.3g} to {1 / low:.3g}", limit])
+    return markdown(["operation", "peer", "times as fast", "quartiles", ""], rows)
+
+
+def qlora() -> str:
+    """A QLoRA step against bitsandbytes and peft."""
+    rows = []
+    for name, cell in result("qlora")["cells"].items():
+        low, high = cell["ratio_to_bitsandbytes_quartiles"]
+        tokens, _, recompute = name.partition("-")
+        rows.append([tokens, "yes" if recompute else "", f"{cell['ratio_to_bitsandbytes']:.2f}",
+                     f"{low:.2f} to {high:.2f}", f"{cell['memory_ratio']:.2f}"])  # fmt: skip
+    return markdown(["tokens", "recomputed", "time / theirs", "quartiles", "memory added / theirs"], rows)
+
+
+def claims() -> str:
+    """What is said of number formats, and what came out: nats a token."""
+    rows = []
+    for name, claim in result("quant_quality")["claims"].items():
+        what, _, where = name.rstrip(")").rpartition(" (")
+        shown = [f"{k} {v:.3f}" for k, v in claim.items() if k != "holds"]
+        rows.append([what, where, *shown, "yes" if claim["holds"] else "**no**"])
+    return markdown(["claim", "on", "this", "that", "holds"], rows)
+
+
 def planned() -> str:
     """Planned against measured peaks, by shape, method and number format."""
     rows = []
@@ -175,7 +207,8 @@ def published() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "methods": methods, "step": step, "startup": startup, "demo": demo, "run": run, "quality": quality,
-    "serving": serving, "files": files, "dora": dora, "ordering": ordering, "planned": planned, "published": published,
+    "serving": serving, "files": files, "dora": dora, "ordering": ordering, "kernels": kernels, "qlora": qlora,
+    "claims": claims, "planned": planned, "published": published,
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """pipeline(), sentence-transformers and accelerate with an attached model, unchanged."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,16 @@ def test_sentence_transformers(bert: Path, tmp_path: Path, at: str) -> None:
     inner = next(m for m in encoder.modules() if type(m).__name__ == "BertModel")
     inner.save_pretrained(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+@pytest.fixture(autouse=True)
+def no_state_of_accelerate() -> Iterator[None]:
+    """accelerate keeps one state a process, of whichever test was first (a Trainer's, say): each begins without."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_accelerate_in_bf16(tmp_path: Path) -> None:

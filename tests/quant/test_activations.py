@@ -42,8 +42,8 @@ def by_hand(scheme: Any, x: Tensor, packed: dict[str, Tensor], W: Tensor) -> Ten
             s = high / 255 - low / 255
             z = (-low / s).round() - 128
         least = -127 if type(scheme) is Absmax else -128
-        # dynamic absmax multiplies by the inverse scale, as the row quantizer does
-        q = (t * (127 / torch.maximum(-low, high))).round() if type(scheme) is Absmax and not scheme.calibrated else (t / s).round() + z  # fmt: skip  # noqa: E501
+        # dynamic absmax multiplies by the inverse scale, as the row quantizer does; `127 / tensor` would round twice
+        q = (t * (torch.tensor(127.0) / torch.maximum(-low, high))).round() if type(scheme) is Absmax and not scheme.calibrated else (t / s).round() + z  # fmt: skip  # noqa: E501
         sums = (C - zw.view(-1, 1)) @ (q.clamp(least, 127).double() - z.double())
         assert sums.equal(sums.round())
         rows.append((sums.float() * s) * packed["scales"])
@@ -80,6 +80,7 @@ def test_long_sums_are_exact(C: Any, per: str, how: str, k: int) -> None:
 )  # fmt: skip
 def test_every_shape(n: int, out: int, k: int, kind: Any, dtype: torch.dtype) -> None:
     C, per, how = kind
+    torch.manual_seed(n + 10 * out + 1000 * k)
     scheme, W, x = C(per=per, activations=how), torch.randn(out, k), torch.randn(n, k).to(dtype)
     packed = packed_for(scheme, W, torch.randn(5, k))
     assert {name: (t.dtype, tuple(t.shape)) for name, t in packed.items()} == scheme.layout((out, k))

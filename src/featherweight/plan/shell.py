@@ -20,6 +20,7 @@ from featherweight.core.errors import InputError, Problem, did_you_mean
 from featherweight.core.host import base_modules, hosts
 from featherweight.core.method import Method
 from featherweight.core.part import Part
+from featherweight.plan.live import ASSUMED
 from featherweight.quant.quantized import Quantized, become_quantized
 from featherweight.quant.recipe import Recipe
 from featherweight.quant.skip import choose
@@ -109,13 +110,17 @@ def built(config: Any, auto: str, dtype: torch.dtype, options: Mapping[str, Any]
 
 
 class Decided(TorchDispatchMode):
-    """Lists of whole numbers and flags keep their values where floats have none: which tokens, which ranks are used."""
+    """Lists of whole numbers and flags keep their values where floats have none: which tokens, which ranks are used.
+
+    What floats would decide is answered as in a trace.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten._to_copy.default and kwargs.get("device") == META and is_list(args[0]):
             return args[0].clone()
-        return func(*args, **kwargs)
+        answer = ASSUMED.get(func) if args and isinstance(args[0], Tensor) and args[0].is_meta else None
+        return func(*args, **kwargs) if answer is None else answer(*args, **kwargs)
 
 
 def is_list(tensor: Tensor) -> bool:
