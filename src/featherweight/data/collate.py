@@ -28,6 +28,8 @@ def collate(items: Sequence[Encoded], pad_id: int | None, packed: bool = False, 
     }
     if kinds := [item.token_type_ids for item in items if item.token_type_ids is not None]:
         tensors["token_type_ids"] = padded(kinds, 0, width)
+    if any(item.choices for item in items):
+        tensors["choices"] = choices([item.choices or [] for item in items])
     labels = [item.labels for item in items if item.labels is not None]
     if len(labels) not in (0, len(items)):
         bare = next(item.where for item in items if item.labels is None)
@@ -35,6 +37,15 @@ def collate(items: Sequence[Encoded], pad_id: int | None, packed: bool = False, 
     if labels:
         tensors["labels"] = tokens(items, width, multiple) if integers(labels[0]) else torch.tensor(labels)
     return Batch(tensors, [item.where for item in items])
+
+
+def choices(rows: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    """(batch, most choices, longest) token ids, -100 where there is no token: a choice without any is absent."""
+    import torch
+
+    width = max(len(ids) for row in rows for ids in row)
+    most = max(map(len, rows))
+    return torch.stack([padded([*row, *[[]] * (most - len(row))], UNTRAINED, width) for row in rows])
 
 
 def tokens(items: Sequence[Encoded], width: int, multiple: int) -> Tensor:

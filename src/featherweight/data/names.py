@@ -22,12 +22,15 @@ PROMPTS = [pair.split() for pair in (
     "query response", "input output", "input target", "source target", "src tgt", "mr ref", "context response",
     "dialogue summary", "document summary", "article highlights", "article summary", "text summary",
 )]  # fmt: skip
+CHOICES = ["choices", "options", "endings", "answer_choices"]
+CONTEXT = [*TEXT, "prompt", "input", "ctx", "context"]
 OUTPUT = ["output", "response", "completion", "answer"]
 MESSAGES = ["messages", "conversations", "conversation"]
 ROLES = ("text", "text_pair", "label", "score", "labels", "prompt", "completion", "instruction", "input", "output",
-         "system", "history", "messages")  # fmt: skip
+         "system", "history", "messages", "choices")  # fmt: skip
 KNOWN = frozenset(
-    [*TEXT, *LABEL, *SCORE, *LABELS, *OUTPUT, *MESSAGES, *ROLES] + [n for pair in (*PAIRS, *PROMPTS) for n in pair]
+    [*TEXT, *LABEL, *SCORE, *LABELS, *CHOICES, *OUTPUT, *MESSAGES, *ROLES]
+    + [n for pair in (*PAIRS, *PROMPTS) for n in pair]
 )
 
 

@@ -143,10 +143,39 @@ def messages(row: Row, shape: Shape, problems: Found) -> Example:
     return Example(row.where, messages=turns, source=row.source)
 
 
+def choosing(row: Row, shape: Shape, problems: Found) -> Example:
+    """text, choices and the number of the right one, which the row may also give as its text."""
+    text = text_at(row, shape.columns["text"], problems)
+    column = shape.columns["choices"]
+    given = row.fields.get(column)
+    if not isinstance(given, list | tuple) or not all(isinstance(c, str) and c.strip() for c in given):
+        problems.append(bad(row, column, "not a list of choices", "a list of texts, none of them empty", given))
+        given = ()
+    elif len(set(given)) < max(2, len(given)):
+        problems.append(bad(row, column, "nothing to choose from", "at least two choices, each of them once", given))
+        given = ()
+    label = right_of(row, shape.columns["label"], given, problems) if given and shape.labelled else None
+    return Example(row.where, text, label=label, source=row.source, choices=tuple(given))
+
+
+def right_of(row: Row, column: str, given: Sequence[str], problems: Found) -> int | None:
+    """The number of the right choice, from its number (from 0) or its text."""
+    value = row.fields.get(column)
+    if isinstance(value, str) and value in given:
+        return given.index(value)
+    found = number(value)
+    if found is not None and found == int(found) and 0 <= found < len(given):
+        return int(found)
+    what = "missing answer" if missing(value) else "no such choice"
+    problems.append(bad(row, column, what, f"0 to {len(given) - 1}, or the text of a choice", value))
+    return None
+
+
 LABELS: dict[str, Callable[[Row, str, Found], Any]] = {
     "classification": class_at, "pair": class_at, "regression": score_at, "multilabel": labels_at,
 }  # fmt: skip
 BUILDERS: dict[str, Callable[[Row, Shape, Found], Example]] = {
     "text": classify, "classification": classify, "pair": classify, "regression": classify, "multilabel": classify,
     "completion": prompt, "instruction": instruction, "messages": messages,
+    "choices": choosing,
 }  # fmt: skip

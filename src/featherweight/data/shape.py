@@ -10,6 +10,7 @@
 | completion     | prompt, completion                           |       |
 | instruction    | instruction (+ input system history), output |       |
 | messages       | messages or conversations                    |       |
+| choices        | prompt (or text), list of choices, answer    | int   |
 """
 
 from collections.abc import Mapping, Sequence
@@ -102,6 +103,7 @@ def candidates(known: Mapping[str, str]) -> list[dict[str, str]]:
     found = texts + [{**text, **answer} for text in texts for answer in answers if disjoint(text, answer)]
     found += [{"prompt": known[a], "completion": known[b]} for a, b in names.PROMPTS if a in known and b in known]
     found += [{"prompt": known["prompt"]}] if "prompt" in known else []
+    found += choosing(known)
     found += instructions(known) + [{"messages": column} for column in choose(known, names.MESSAGES)]
     return maximal(found)
 
@@ -115,6 +117,14 @@ def instructions(known: Mapping[str, str]) -> list[dict[str, str]]:
     base = {"instruction": known["instruction"], **rest}
     outputs = choose(known, names.OUTPUT)
     return [{**base, "output": column} for column in outputs] or [base]
+
+
+def choosing(known: Mapping[str, str]) -> list[dict[str, str]]:
+    """A text with a list of answers and the number or the text of the right one."""
+    texts = choose(known, names.CONTEXT)
+    lists, answers = choose(known, names.CHOICES), choose(known, [*names.LABEL, "answer"])
+    bare = [{"text": text, "choices": column} for text in texts for column in lists]
+    return bare + [{**reading, "label": column} for reading in bare for column in answers]
 
 
 def choose(known: Mapping[str, str], synonyms: Sequence[str]) -> list[str]:
@@ -142,6 +152,8 @@ def settle(rows: Sequence[Row], columns: dict[str, str]) -> Shape:
             answer = {"instruction": "output", "prompt": "completion"}.get(role)
             labelled = answer is None or filled(rows, columns.get(answer, ""))
             return Shape("completion" if role == "prompt" else role, columns, labelled)
+    if "choices" in columns:
+        return Shape("choices", columns, filled(rows, columns.get("label", "")))
     role = next((r for r in ("label", "score", "labels") if r in columns), "text")
     values = [v for row in rows if not missing(v := row.fields.get(columns[role]))]
     if role == "text" or not values:

@@ -47,6 +47,7 @@ class Example:
     label: Any = None  # str | float | tuple[str, ...] | None (unlabelled)
     turns: tuple[Turn, ...] = ()  # prompt/completion, instruction, plain text
     messages: tuple[dict[str, Any], ...] = ()  # rendered with the tokenizer's own chat template
+    choices: tuple[str, ...] = ()  # answers to `text`, of which `label` is the number of the right one
     source: int = 0
 
 
@@ -60,6 +61,7 @@ class Encoded:
     token_type_ids: list[int] | None = None
     truncated: int = 0  # tokens cut
     source: int = 0
+    choices: list[list[int]] | None = None  # token ids of each answer to choose from
 
 
 @dataclass(frozen=True, slots=True)

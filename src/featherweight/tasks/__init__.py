@@ -1,11 +1,16 @@
 """What a batch means: encoding, loss, predictions and scores of each kind of task."""
 
 from featherweight.tasks.causal import CausalLM
+from featherweight.tasks.choices import Choices
 from featherweight.tasks.classification import Classification
 from featherweight.tasks.multilabel import MultiLabel
 from featherweight.tasks.pick import task_for
 from featherweight.tasks.regression import Regression
 from featherweight.tasks.seq2seq import Seq2Seq
+from featherweight.tasks.seq2seq_choices import Seq2SeqChoices
 from featherweight.tasks.task import Task
 
-__all__ = ["CausalLM", "Classification", "MultiLabel", "Regression", "Seq2Seq", "Task", "task_for"]
+__all__ = [
+    "CausalLM", "Choices", "Classification", "MultiLabel", "Regression", "Seq2Seq", "Seq2SeqChoices", "Task",
+    "task_for",
+]  # fmt: skip

@@ -45,11 +45,11 @@ def summed_log_p(log_p: Tensor, real: Tensor) -> Tensor:
 
 
 def token_log_probabilities(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(log p, log(1 - p)) of `targets` (...) from `logits` (..., V), in fp32.
+    """(log p, log(1 - p)) of `targets` (...) from `logits` (..., V), in fp32 at least.
 
     1 - p is the mass of all other tokens, summed as such: finite and with its gradient also where p rounds to 1.
     """
-    logits, index = logits.float(), targets[..., None]
+    logits, index = logits.to(torch.promote_types(logits.dtype, torch.float32)), targets[..., None]
     whole = logits.logsumexp(-1)
     others = logits.scatter(-1, index, -torch.inf).logsumexp(-1)
     return logits.gather(-1, index).squeeze(-1) - whole, others - whole

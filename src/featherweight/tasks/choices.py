@@ -1,0 +1,147 @@
+"""Rank classification with a decoder: the choice that the model finds most likely after the text (Brown et al. 2020).
+
+    score(y) = 1/T Σ_t log p(y_t | x, y_<t)          T tokens of the choice y, its end of text among them
+    loss     = L_LM + L_UL + L_LN                    see `choice_losses`; prediction: softmax of the scores
+
+The choices of all rows are one batch behind one pass over each row's text: its keys and values are computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from featherweight.core.errors import InputError, Problem, raise_all
+from featherweight.tasks import metrics
+from featherweight.tasks.modes import inner
+from featherweight.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from featherweight.data.types import Encoded, Example
+
+
+@dataclass(frozen=True, repr=False)
+class Choices(Task):
+    """Rows of a text and choices, ranked by likelihood; a unit is a row. A prediction is the probability of each
+    choice among its row's, in order; an answer's `label` is the number of the choice, from 0.
+
+    `language`, `unlikelihood` and `normalized` weigh the losses L_LM, L_UL and L_LN (T-Few: all 1); `per_token` scores
+    by the mean over a choice's tokens instead of their sum; `end` counts the end of text among them."""
+
+    language: float = 1.0
+    unlikelihood: float = 1.0
+    normalized: float = 1.0
+    per_token: bool = True
+    end: bool = True
+
+    auto: ClassVar[str] = "AutoModelForCausalLM"
+    shapes: ClassVar[tuple[str, ...]] = ("choices",)
+    best: ClassVar[tuple[str, bool]] = ("accuracy", True)
+    decodes: ClassVar[bool] = True  # the model has a decoder alone
+
+    def check(self, examples: Sequence[Example]) -> list[Problem]:
+        return [Problem("nothing to choose from", e.where, "a text with choices") for e in examples if not e.choices]
+
+    def encode_all(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
+        from featherweight.data.choices import encode_after
+
+        raise_all(self.check(examples))
+        return encode_after(examples, tokenizer, length, self.end)
+
+    def ask(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
+        return self.encode_all([replace(e, label=None) for e in examples], tokenizer, length)
+
+    def logits(self, model: nn.Module, batch: Mapping[str, Tensor], rows: Tensor, targets: Tensor) -> Tensor:
+        """(choices, tokens, V): what the model expects at each token of `targets`, the choices of `rows`."""
+        from featherweight.tasks.shared_context import after_text
+
+        return after_text(model, batch["input_ids"], batch["attention_mask"], rows, targets)
+
+    def tokens(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """log p, log(1 - p) and which are there (batch, choices, tokens), of all rows' choices at once."""
+        import torch
+
+        from featherweight.tasks.choice_losses import token_log_probabilities
+
+        self.fits(model)
+        choices = batch["choices"]  # (batch, choices, tokens), -100 where there is no token
+        real = choices >= 0
+        there = real.any(2)
+        rows, targets = there.nonzero()[:, 0], choices[there].clamp_min(0)
+        found = token_log_probabilities(self.logits(model, batch, rows, targets), targets)
+        log_p, log_not = (torch.zeros_like(choices, dtype=f.dtype).index_put((there,), f) for f in found)
+        return log_p, log_not, real
+
+    def fits(self, model: nn.Module) -> None:
+        """Raise InputError for a model of the other kind."""
+        encodes = bool(getattr(inner(model).config, "is_encoder_decoder", False))
+        if encodes == self.decodes:
+            got = "an encoder-decoder" if encodes else "a decoder alone"
+            fix = "take Seq2SeqChoices()" if encodes else "take Choices()"
+            raise InputError(Problem("the task is for another kind of model", "task", type(self).__name__, got, fix))
+
+    def scores(self, log_p: Tensor, real: Tensor) -> Tensor:
+        """(batch, choices), -inf where there is none."""
+        from featherweight.tasks.choice_losses import mean_log_p, summed_log_p
+
+        return (mean_log_p if self.per_token else summed_log_p)(log_p, real)
+
+    def losses(self, log_p: Tensor, log_not: Tensor, real: Tensor, answer: Tensor) -> Tensor:
+        """(batch): T-Few's sum. A loss of weight 0 is not computed."""
+        from featherweight.tasks import choice_losses as of
+
+        parts = [
+            weight * loss(tensor, real, answer)
+            for weight, loss, tensor in (
+                (self.language, of.language_loss, log_p),
+                (self.unlikelihood, of.unlikelihood_loss, log_not),
+                (self.normalized, of.normalized_loss, log_p),
+            )
+            if weight
+        ]
+        return sum(parts[1:], parts[0])
+
+    def fit(self, examples: Sequence[Example]) -> Self:
+        if not (self.language or self.unlikelihood or self.normalized):
+            raise InputError(Problem("every loss has weight 0", "task", "language, unlikelihood or normalized above 0"))
+        raise_all(Problem("no answer in a training row", e.where, "a label") for e in examples if e.label is None)
+        raise_all(self.check(examples))
+        return self
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        labels = batch["labels"]
+        return self.losses(*self.tokens(model, batch), labels).sum(), labels.new_tensor(len(labels))
+
+    def predict(self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any) -> list[Any]:
+        log_p, _, real = self.tokens(model, batch)
+        return self.read(log_p, real)
+
+    def read(self, log_p: Tensor, real: Tensor) -> list[Any]:
+        probabilities = self.scores(log_p, real).softmax(1).tolist()
+        return [row[:n] for row, n in zip(probabilities, real.any(2).sum(1).tolist(), strict=True)]
+
+    def examine(
+        self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any
+    ) -> tuple[Tensor, Tensor, list[Any] | None]:
+        log_p, log_not, real = self.tokens(model, batch)
+        labels = batch["labels"]
+        loss = self.losses(log_p, log_not, real, labels).sum()
+        return loss, labels.new_tensor(len(labels)), self.read(log_p, real)
+
+    def reference(self, example: Example) -> Any:
+        return example.label
+
+    def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+        return {"accuracy": metrics.accuracy([best_of(p) for p in predictions], references)}
+
+    def answer(self, prediction: Any) -> dict[str, Any]:
+        label = best_of(prediction)
+        return {"label": label, "probability": prediction[label], "probabilities": prediction}
+
+
+def best_of(probabilities: Sequence[float]) -> int:
+    """The number of the most probable choice, the first of equals."""
+    return max(range(len(probabilities)), key=probabilities.__getitem__)
