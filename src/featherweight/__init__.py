@@ -81,7 +81,7 @@ _HOME = {
     "featherweight.evaluate": ("evaluate", "predict", "generate"),
     "featherweight.train": ("train",),
     "featherweight.plan": ("plan",),
-    "featherweight.distill.student": ("student",),
+    "featherweight.distill": ("distill", "student", "KD", "DistilBERT", "TinyBERT", "MiniLM"),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 # These register themselves with core, so they must be there before anything is attached, loaded or trained.
@@ -96,6 +96,7 @@ _PLUGGED = (
     "evaluate",
     "train",
     "plan",
+    "distill",
 )
 
 __all__ = [*_WHERE, "__version__"]

@@ -1,0 +1,68 @@
+"""Attention scores and maps from the queries and keys of a block, and the proof that they are the model's own.
+
+    S = q kᵀ / √d      A = softmax(S) over the keys a query may look at      q, k (b, h, s, d)
+
+So it is in BERT and GPT-2. Where positions turn q and k (Llama) or are added to S (T5, DeBERTa) it is not: the proof
+fails, and the recipe is refused in favor of one that compares projections.
+"""
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featherweight.core.errors import InputError, Problem
+from featherweight.distill.losses.relations import split_heads
+from featherweight.distill.taps import Seen, Tap
+from featherweight.tasks.modes import evaluating
+from featherweight.tasks.token_loss import quiet
+
+FAR = 1e-4  # most that a probability may be off
+
+
+def scores(seen: Seen, block: int) -> Tensor:
+    """S before the softmax, without mask: (b, h, s, s)."""
+    q, k = (split_heads(seen.projected[block][role], seen.heads, role) for role in ("query", "key"))
+    return q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+
+
+def maps(seen: Seen, block: int, keys: Tensor) -> Tensor:
+    """A over the keys a query may look at (`keys` (b, 1 or s, s)): (b, h, s, s)."""
+    S = scores(seen, block)
+    there = keys.unsqueeze(1).expand(-1, -1, S.shape[-2], -1)
+    there = there | ~there.any(-1, keepdim=True)  # a padded query that may look at nothing is left out by the mean
+    return S.masked_fill(~there, torch.finfo(S.dtype).min).softmax(-1)
+
+
+@contextmanager
+def eager(model: Any) -> Any:
+    """Eager attention for a while, which alone gives its maps."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def prove(tap: Tap, inputs: Mapping[str, Tensor], keys: Tensor, mask: Tensor, whose: str) -> None:
+    """Raise InputError unless the maps made of a model's queries and keys are those of its own eager attention."""
+    model: Any = tap.model
+    grouped = {r: s.module for sites in tap.sites.values() for r, s in sites.items()}
+    fix = "MiniLM(version=2) compares projections instead"
+    what = "attention maps cannot be made of this model's queries and keys"
+    if not grouped or not tap.heads:
+        raise InputError(Problem(what, whose, got=type(model).__name__, fix=fix))
+    with torch.no_grad(), evaluating(model):
+        seen = tap(inputs)
+        if any(p["query"].shape != p["key"].shape for p in seen.projected.values()):
+            raise InputError(Problem(what, whose, "as many key heads as query heads", "fewer", fix))
+        with eager(model):
+            own = model(**inputs, **quiet(model), output_attentions=True).attentions
+    for block in seen.projected:
+        apart = (maps(seen, block, keys) - own[block]).abs().amax((1, 3))[mask]  # real queries
+        if not apart.max() < FAR:
+            got = f"{type(model).__name__}, block {block}: off by {float(apart.max()):.2g}"
+            raise InputError(Problem(what, whose, got=got, fix=fix))
