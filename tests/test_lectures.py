@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 import featherweight as fw
+from featherweight.quant.report import usage
 
 ROOT = Path(__file__).parents[1]
 LATER = {3, 4, 5, 6, 7}
@@ -227,3 +230,122 @@ def test_double_quantization_saves_0_373_bits():
 def test_bfloat16_has_16_bits():
     """The text calls it 32-bit."""
     assert torch.finfo(torch.bfloat16).bits == 16
+
+
+def test_small_updates_vanish_in_bfloat16():
+    """A weight of 1 that is moved a hundred times by 1/512 has not moved; in float32 it has, by 100/512."""
+    moved = {dtype: torch.ones((), dtype=dtype) for dtype in (torch.bfloat16, torch.float32)}
+    for _ in range(100):
+        moved = {dtype: weight + 1 / 512 for dtype, weight in moved.items()}
+    assert moved[torch.bfloat16] == 1
+    assert moved[torch.float32] == 1 + 100 / 512
+
+
+def test_most_weights_of_a_trained_model_are_small(data_dir):
+    """More than half of every matrix lies in the quarter of its range about 0; evenly spread it would be a quarter."""
+    tensors = load_file(data_dir / "stories260k" / "hf" / "model.safetensors")
+    matrices = [t.float().abs() for name, t in tensors.items() if t.dim() == 2 and ".layers." in name]
+    assert len(matrices) == 35
+    assert min(float((m < m.max() / 4).float().mean()) for m in matrices) > 0.5
+
+
+def test_a_narrower_range_has_fewer_collisions_and_no_place_for_outliers():
+    """int4 with one scale. An outlier of 60: the whole range is spent on it, a percentile's range cuts it off."""
+    normal = torch.randn(1 << 14, generator=torch.Generator().manual_seed(0))
+    spoiled = torch.cat([normal[1:], torch.tensor([60.0])])
+    whole, narrow = (fw.Absmax(bits=4, per="tensor", clip=c) for c in (None, 99.9))
+
+    def seen(scheme: fw.Absmax, x: torch.Tensor) -> tuple[float, float]:
+        packed = scheme.encode(x)
+        return usage(packed, x.shape).collisions, float(scheme.decode(packed, x.shape, torch.float32)[-1])
+
+    assert seen(narrow, normal)[0] < 0.9 * seen(whole, normal)[0]
+    collisions, last = seen(whole, spoiled)
+    assert collisions > 0.99
+    assert last == pytest.approx(60)
+    collisions, last = seen(narrow, spoiled)
+    assert collisions < 0.2
+    assert last < 4
+
+
+# --- memory and work ---
+
+
+def llama(width: int, inner: int, layers: int) -> tuple[int, int, int]:
+    """Parameters of the linear layers, of all else (tables of 32,000, norms), and of LoRA r 64 on the former."""
+    linear = layers * (4 * width * width + 3 * width * inner)
+    return linear, 2 * 32_000 * width + (2 * layers + 1) * width, layers * 64 * (8 * width + 3 * (width + inner))
+
+
+NF4, NF4_DOUBLE = 4 + 32 / 64, 4 + 8 / 64 + 32 / (64 * 256)  # bits a parameter
+
+
+def qlora_gb(shape: tuple[int, int, int], bits: float, trained: int = 12) -> float:
+    """Linear layers as codes, all else in 16 bits, `trained` bytes for each parameter of the adapters."""
+    linear, other, adapters = shape
+    return (linear * bits / 8 + 2 * other + trained * adapters) / 1e9
+
+
+def test_full_lora_and_qlora_on_65_billion():
+    """12 bytes a trained parameter (weights and gradients in 16 bits, Adam's two states in 32), no activations."""
+    linear, other, adapters = shape = llama(8192, 22016, 80)
+    assert linear + other == 65_285_660_672
+    assert round(12 * (linear + other) / 1e9) == 783
+    assert round((2 * (linear + other) + 12 * adapters) / 1e9) == 140
+    assert round(qlora_gb(shape, NF4_DOUBLE), 2) == 44.05
+    assert round(qlora_gb(shape, NF4_DOUBLE, trained=16), 2) == 47.25  # adapters and their gradients in 32 bits too
+
+
+def test_double_quantization_on_33_and_65_billion():
+    """All weights of 65B as codes: 33.68 GB, 3.04 saved. With adapters in training it decides on 33B in 24 GB."""
+    total = sum(llama(8192, 22016, 80)[:2])
+    assert round(total * NF4_DOUBLE / 8e9, 2) == 33.68
+    assert round(total * (NF4 - NF4_DOUBLE) / 8e9, 2) == 3.04
+    small, large = ([round(qlora_gb(s, b), 2) for b in (NF4, NF4_DOUBLE)]
+                    for s in (llama(6656, 17920, 60), llama(8192, 22016, 80)))  # fmt: skip
+    assert small == [24.76, 23.27]
+    assert large == [47.07, 44.05]
+
+
+@pytest.mark.parametrize(
+    ("total", "trained", "full", "adapted", "prints"),
+    [
+        (2_849_757_184, 4_718_592, 45.6, 11.47, (47.14, 14.4)),
+        (12_921_057_280, 9_437_184, 206.74, 51.84, (None, 56)),
+        (7_069_016_064, 3_932_160, 113.1, 28.34, (None, 32)),
+    ],
+    ids=["T0_3B", "mt0-xxl", "bloomz-7b1"],
+)
+def test_the_table_of_an_80_gb_card(total, trained, full, adapted, prints):
+    """fp32 weights, and 16 bytes for what is trained: below what was printed, and above 80 GB where nothing was."""
+    assert round(16 * total / 1e9, 2) == full
+    assert round((4 * total + 16 * trained) / 1e9, 2) == adapted < prints[1]
+    assert full < prints[0] if prints[0] else full > 80
+
+
+def test_lora_on_gpt3_needs_a_third_or_less():
+    """The paper's 1.2 TB and 350 GB; at 12 bytes a trained parameter it is a sixth."""
+    total, trained = 174_604_259_328, 37_748_736
+    assert round(1200 / 350, 2) == 3.43
+    assert (round(2 * total / 1e9), round(12 * total / 1e9)) == (349, 2095)
+    assert round(12 * total / (2 * total + 12 * trained), 1) == 6.0
+
+
+def test_frozen_weights_save_a_third_of_the_work_and_none_of_the_forward_pass():
+    """Of three products for a matrix (output, gradient of the input, gradient of the weight) the last is not needed."""
+    size, layers = 256, 8
+    counts = {}
+    for kind in ("full", "lora"):
+        model = torch.nn.Sequential(*(torch.nn.Linear(size, size, bias=False) for _ in range(layers)))
+        if kind == "lora":
+            fw.attach(model, fw.LoRA(rank=1, targets=".*"))
+        with FlopCounterMode(display=False) as forward:
+            out = model(torch.randn(64, size))
+        with FlopCounterMode(display=False) as backward:
+            out.sum().backward()
+        counts[kind] = forward.get_total_flops(), backward.get_total_flops()
+    one = 2 * 64 * size * size
+    assert counts["full"] == (layers * one, (2 * layers - 1) * one)  # nobody asks for the first input's gradient
+    assert layers * one < counts["lora"][0] < 1.02 * layers * one
+    assert (layers - 1) * one < counts["lora"][1] < 1.05 * layers * one
+    assert sum(counts["lora"]) < 0.68 * sum(counts["full"])
