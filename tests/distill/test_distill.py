@@ -246,6 +246,38 @@ def test_an_adapter_only_student_saves_and_resumes(tokenizer: Any, rows: Any, tm
                    steps=4, batch=8, checkpoint_every=2, threads=1, resume=True, tokenizer=tokenizer)  # fmt: skip
 
 
+def test_a_saved_student_is_a_model_like_any(tokenizer: Any, rows: Any, tmp_path: Any) -> None:
+    """The base and its adapter load from two folders, with the task itself on record."""
+    teacher = bert()
+    teacher.tokenizer = tokenizer
+    student = fw.student(teacher, layers=2)
+    student.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    student.name_or_path = str(tmp_path / "base")
+    fw.distill(student, teacher, rows, fw.KD(), YES_NO, method=fw.LoRA(rank=2), output=tmp_path / "lora", steps=2,
+               batch=8, threads=1)  # fmt: skip
+    loaded = fw.load_model(tmp_path / "lora")
+    assert loaded.task == YES_NO
+    given = {k: v for k, v in batch().items() if k != "labels"}
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(**given).logits, student(**given).logits)
+
+
+def test_two_stages_are_two_runs(tokenizer: Any, rows: Any) -> None:
+    """The second goes on with what the first trained; merged, the student is a plain model."""
+    teacher = bert()
+    teacher.tokenizer = tokenizer
+    student = fw.student(teacher, layers=2)
+    for stage in ("layers", "prediction"):
+        fw.distill(student, teacher, rows, fw.TinyBERT(stage), YES_NO, steps=2, batch=8, threads=1)
+    given = {k: v for k, v in batch().items() if k != "labels"}
+    trained = student(**given).logits
+    plain = fw.merge(student)
+    assert type(plain).__name__ == "BertForSequenceClassification"
+    assert torch.allclose(plain(**given).logits, trained, atol=1e-5)
+    assert not torch.allclose(trained, fw.student(teacher, layers=2)(**given).logits, atol=1e-3)
+
+
 def test_a_quantized_teacher_teaches(tokenizer: Any, rows: Any) -> None:
     teacher = bert()
     teacher.tokenizer = tokenizer

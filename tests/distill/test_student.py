@@ -138,6 +138,17 @@ def test_kinds_of_layers_follow_their_blocks() -> None:
     assert fw.student(build("neo"), layers=[1, 2]).config.attention_layers == ["local", "global"]
 
 
+def test_a_head_that_reads_the_mean_goes_on_reading_it() -> None:
+    from featherweight.interop.pooling import set_pool
+
+    teacher = build("bert")
+    plain = logits(teacher, "bert")
+    set_pool(teacher, "mean")
+    wanted = logits(teacher, "bert")
+    assert not torch.equal(wanted, plain)
+    assert torch.equal(logits(fw.student(teacher, layers=5), "bert"), wanted)
+
+
 def test_the_random_state_is_left_alone() -> None:
     teacher = build("bert")
     torch.manual_seed(3)

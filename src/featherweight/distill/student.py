@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from featherweight.core.anatomy import find_blocks
 from featherweight.core.encoded import encoded
 from featherweight.core.errors import InputError, Problem, did_you_mean, listed, raise_all
-from featherweight.core.host import base_modules, hosts
+from featherweight.core.host import base_modules, frozen_class, hosts
 from featherweight.distill.keep import kept
+from featherweight.interop.pooling import pool_of, set_pool
 
 Layers = int | Sequence[int] | None
 Plan = dict[str, tuple[int, ...]]  # path of a list of blocks -> the blocks kept
@@ -49,9 +50,10 @@ def student(teacher: Any, layers: Layers | Mapping[str, Layers] = None, width: i
     plan = {path: kept(one, keep, stacks[path], where) for path, (where, one) in asked(layers, stacks).items()}
     config = shortened(teacher.config, plan, stacks)
     with torch.random.fork_rng(devices=[]):  # what the constructor draws is overwritten
-        made = type(teacher)._from_config(
+        made = frozen_class(teacher)._from_config(
             config, dtype=teacher.dtype, attn_implementation=teacher.config._attn_implementation
         )
+    set_pool(made, pool_of(teacher))
     fill(made, teacher, plan)
     for name in ("tokenizer", "task"):
         if hasattr(teacher, name):

@@ -4,8 +4,8 @@
 
 Hidden states come through transformers' own `output_hidden_states`; projections through hooks on the linears that the
 anatomy names (slices of fused ones), before any rotation of positions. Attention maps are made of these,
-softmax(q kᵀ / √d), rather than asked for: asked for they need eager attention, other kinds give an empty tuple or
-maps after dropout. That this is what the model computes is proven once, against its own eager maps (`probe.py`).
+softmax(q kᵀ / √d), rather than asked for: only eager attention gives any (other kinds an empty tuple), and in training
+it gives them after dropout. That they are the model's own is proven once, in `attention.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from featherweight.core.anatomy import anatomy
+from featherweight.core.anatomy import anatomy, find_blocks
 from featherweight.core.errors import FeatherweightError, InputError, Problem, listed
 from featherweight.core.site import Site
 from featherweight.tasks.token_loss import quiet
@@ -38,6 +38,7 @@ class Tap:
 
     def __init__(self, model: nn.Module, hidden: bool = False, blocks: Sequence[int] = ()):
         self.model, self.hidden = model, hidden
+        self.blocks = len(find_blocks(model))
         self.sites = projections(model, blocks) if blocks else {}
         self.heads = int(getattr(getattr(model, "config", None), "num_attention_heads", 0) or 0)
 
@@ -55,11 +56,9 @@ class Tap:
     def states(self, out: Any) -> tuple[Tensor, ...]:
         """The hidden states; raises FeatherweightError where there is not one more than blocks."""
         states = tuple(out.get("hidden_states") or ())
-        blocks = len(anatomy_blocks(self.model))
-        if len(states) != blocks + 1:
-            raise FeatherweightError(
-                f"{type(self.model).__name__} gives {len(states)} hidden states for {blocks} blocks"
-            )
+        if len(states) != self.blocks + 1:
+            name = type(self.model).__name__
+            raise FeatherweightError(f"{name} gives {len(states)} hidden states for {self.blocks} blocks")
         return states
 
 
@@ -70,12 +69,6 @@ def catching(into: dict[str, Tensor], role: str, site: Site) -> Callable[..., No
         into[role] = out if site.rows is None else out[..., site.rows.to(out.device)]
 
     return catch
-
-
-def anatomy_blocks(model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
-    from featherweight.core.anatomy import find_blocks
-
-    return find_blocks(model)
 
 
 def projections(model: nn.Module, blocks: Sequence[int]) -> dict[int, dict[str, Site]]:

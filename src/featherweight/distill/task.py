@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from featherweight.core.anatomy import find_blocks
 from featherweight.core.errors import InputError, Problem
 from featherweight.data.types import Encoded, Example
 from featherweight.distill.attention import prove
 from featherweight.distill.losses import row_mean
 from featherweight.distill.recipes import KD, Recipe, Term, View
-from featherweight.distill.taps import Seen, Tap, anatomy_blocks
+from featherweight.distill.taps import Seen, Tap
 from featherweight.tasks import CausalLM, Classification, Seq2Seq
 from featherweight.tasks.heads import Headed, inputs
 from featherweight.tasks.modes import inner
@@ -40,7 +41,7 @@ class Pair:
 
     def looks(self, student: nn.Module, recipe: Recipe) -> tuple[Tap, Tap]:
         if self.taps is None or self.student is not student:
-            mine, theirs = (len(anatomy_blocks(m)) for m in (student, self.teacher))
+            mine, theirs = (len(find_blocks(m)) for m in (student, self.teacher))
             layers, states = recipe.layers(mine, theirs), recipe.states
             self.taps = (
                 Tap(student, states, [i for i, _ in layers]),
@@ -63,6 +64,11 @@ class Distilled(Task):
     def __post_init__(self) -> None:
         for name in ("auto", "shapes", "best", "generates"):  # what a task's class says is here the inner task's
             object.__setattr__(self, name, getattr(self.task, name))
+
+    @property
+    def served(self) -> Task:
+        """The task of the trained student, on record in what is saved of it."""
+        return self.task
 
     def changed(self) -> dict[str, Any]:
         return {name: value for name, value in super().changed().items() if name != "pair"}

@@ -23,8 +23,8 @@ def distill(student: Any, teacher: Any, data: Any, recipe: Recipe | None = None,
             method: Method | None = None, columns: Any = None, **values: Any) -> Run:  # fmt: skip
     """Train `student` on `data` by `recipe`, with `teacher` frozen and in eval mode beside it.
 
-    student, teacher: live models over one tokenizer; the teacher may be quantized or have adapters on. It is moved to
-    the student's device and not changed.
+    student, teacher: live models over one tokenizer; the teacher may be quantized or have adapters on. It is not
+    changed; while the run lasts it is on the student's device.
     recipe: KD() by default; DistilBERT(), TinyBERT("layers") and then TinyBERT("prediction"), MiniLM().
     task: what a batch means; by default the student's, the teacher's, else what the data's shape asks for.
     method: Full() where nothing is attached to the student; an adapter-only student takes any other.
@@ -45,8 +45,6 @@ def distill(student: Any, teacher: Any, data: Any, recipe: Recipe | None = None,
             return train(student, loaded, wrapped, method=method, **values)
         finally:
             teacher.to(device)
-            if isinstance(getattr(student, "task", None), Distilled):
-                student.task = student.task.task
 
 
 def digest(teacher: nn.Module) -> str:

@@ -100,7 +100,8 @@ def go(model: Any, data: Any, task: Task | None, folder: Path | None, method: Me
     feed = setup.feed(stuff, rows, pad, length, chosen, live, say.say)
     dev = setup.dev_rows(stuff, words, pad, length, chosen, stop.check)
     trained = setup.adapted(live, method, name, chosen.seed)
-    live.task, live.tokenizer = stuff.task, words
+    live.task = getattr(stuff.task, "served", stuff.task)  # what a task that wraps another for training leaves behind
+    live.tokenizer = words
     setup.same_start(live, trained, place)
     total = chosen.steps or feed.steps(chosen.epochs or 3)
     with setup.conditions(live, chosen):
