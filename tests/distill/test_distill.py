@@ -192,6 +192,23 @@ def test_a_language_model_and_its_padding(recipe: Any) -> None:
     assert parts == pytest.approx(plain.item(), rel=1e-5)  # accumulation: a batch is the sum of its rows
 
 
+def test_relations_of_a_causal_classifier_hide_the_future() -> None:
+    """GPT-2 with a task head: its tokens see only those before them, whatever the task; BERT's see all."""
+    import transformers as hf
+
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        config = hf.GPT2Config(vocab_size=23, n_embd=32, n_layer=4, n_head=2, n_positions=64, pad_token_id=0,
+                               bos_token_id=1, eos_token_id=1)  # fmt: skip
+        teacher = hf.GPT2ForSequenceClassification(config).eval()
+    student = fw.student(teacher, layers=2)
+    for recipe in (fw.MiniLM(), fw.MiniLM(version=2)):  # version 1 proves its maps against GPT-2's own
+        _, view, _ = Distilled(YES_NO, recipe, "", Pair(teacher)).terms(student, batch())
+        assert torch.equal(view.keys[0], torch.ones(6, 6).tril().bool())
+    _, view, _ = Distilled(YES_NO, fw.MiniLM(), "", Pair(bert())).terms(fw.student(bert()), batch())
+    assert view.keys.shape == (3, 1, 6)
+
+
 def test_logits_of_trained_positions_alone() -> None:
     teacher = llama()
     student = fw.student(teacher, layers=2)

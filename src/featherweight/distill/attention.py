@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from featherweight.core.errors import InputError, Problem
 from featherweight.distill.losses.relations import split_heads
@@ -34,6 +34,14 @@ def maps(seen: Seen, block: int, keys: Tensor) -> Tensor:
     there = keys.unsqueeze(1).expand(-1, -1, S.shape[-2], -1)
     there = there | ~there.any(-1, keepdim=True)  # a padded query that may look at nothing is left out by the mean
     return S.masked_fill(~there, torch.finfo(S.dtype).min).softmax(-1)
+
+
+def causal(model: nn.Module) -> bool:
+    """Whether a token sees only those before it: the first one's state stays when the second is another."""
+    ids = torch.tensor([[0, 1], [0, 2]], device=next(model.parameters()).device)
+    with torch.no_grad(), evaluating(model):
+        first = Tap(model, hidden=True)({"input_ids": ids, "attention_mask": torch.ones_like(ids)}).hidden[-1][:, 0]
+    return bool(torch.allclose(first[0], first[1], atol=1e-5))
 
 
 @contextmanager

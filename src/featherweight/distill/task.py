@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from featherweight.core.anatomy import find_blocks
 from featherweight.core.errors import InputError, Problem
 from featherweight.data.types import Encoded, Example
-from featherweight.distill.attention import prove
+from featherweight.distill.attention import causal, prove
 from featherweight.distill.losses import row_mean
 from featherweight.distill.recipes import KD, Recipe, Term, View
 from featherweight.distill.taps import Seen, Tap
@@ -38,6 +38,17 @@ class Pair:
     student: nn.Module | None = None
     taps: tuple[Tap, Tap] | None = None
     proven: bool = False
+    causal: bool | None = None
+
+    def one_way(self, student: nn.Module) -> bool:
+        """Whether tokens see only those before them: found out once. Raises InputError where the two differ."""
+        if self.causal is None:
+            both = [causal(m) for m in (student, self.teacher)]
+            if both[0] != both[1]:
+                said = ["causal" if one else "bidirectional" for one in both]
+                raise InputError(Problem("attention goes another way", "student", said[1], said[0], "KD takes logits"))
+            self.causal = both[0]
+        return self.causal
 
     def looks(self, student: nn.Module, recipe: Recipe) -> tuple[Tap, Tap]:
         if self.taps is None or self.student is not student:
@@ -47,7 +58,7 @@ class Pair:
                 Tap(student, states, [i for i, _ in layers]),
                 Tap(self.teacher, states, [j for _, j in layers]),
             )
-            self.student, self.proven = student, False
+            self.student, self.proven, self.causal = student, False, None
         return self.taps
 
 
@@ -123,7 +134,7 @@ class Distilled(Task):
             raise InputError(Problem("packed rows hide where a row begins", "packing", fix="leave it out"))
         given, targets = posed(self.task, model, batch)
         mine, theirs = self.pair.looks(model, self.recipe)
-        keys = visible(model, batch, self.task)
+        keys = visible(batch, bool(mine.sites) and self.pair.one_way(model))
         if self.recipe.attention and not self.pair.proven:
             for tap, whose in ((mine, "student"), (theirs, "teacher")):
                 prove(tap, given, keys, batch["attention_mask"].bool(), whose)
@@ -168,18 +179,13 @@ def posed(task: Task, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[di
     )
 
 
-def visible(model: nn.Module, batch: Mapping[str, Tensor], task: Task) -> Tensor:
-    """(b, 1 or s, s): True where a query may look: at real tokens, in a causal model none after itself."""
+def visible(batch: Mapping[str, Tensor], one_way: bool) -> Tensor:
+    """(b, 1 or s, s): True where a query may look: at real tokens, in a causal model at none after itself."""
     ids = batch["input_ids"]
     real = batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones_like(ids, dtype=torch.bool)
-    if isinstance(task, CausalLM) or causal(model):
-        return real[:, None, :] & torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
-    return real[:, None, :]
-
-
-def causal(model: Any) -> bool:
-    """Whether tokens see only those before them: some attention module says so."""
-    return any(getattr(m, "is_causal", False) for m in inner(model).modules())
+    if not one_way:
+        return real[:, None, :]
+    return real[:, None, :] & torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
 
 
 def chosen(student: Seen, teacher: Seen, targets: Tensor | None) -> tuple[Tensor, Tensor]:
