@@ -76,6 +76,7 @@ _HOME = {
         "Seq2Seq",
         "Choices",
         "Seq2SeqChoices",
+        "Embedding",
     ),
     "featherweight.data.templates": ("prompted",),
     "featherweight.evaluate": ("evaluate", "predict", "generate"),

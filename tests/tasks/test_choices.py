@@ -112,7 +112,7 @@ def test_pairs_and_shared_texts_agree_where_there_is_no_cache(stories, stories_t
     assert float(joined.detach()) == pytest.approx(float(shared.detach()), rel=1e-5)
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "neox", "phi3", "opt", "bloom"])
 def test_families_of_decoders(arch):
     from support.models import tiny
 

@@ -24,14 +24,16 @@ PROMPTS = [pair.split() for pair in (
 )]  # fmt: skip
 CHOICES = ["choices", "options", "endings", "answer_choices"]
 CONTEXT = [*TEXT, "prompt", "input", "ctx", "context"]
+ANCHOR = ["anchor", *TEXT, "premise"]
 OUTPUT = ["output", "response", "completion", "answer"]
 MESSAGES = ["messages", "conversations", "conversation"]
 ROLES = ("text", "text_pair", "label", "score", "labels", "prompt", "completion", "instruction", "input", "output",
-         "system", "history", "messages", "choices")  # fmt: skip
+         "system", "history", "messages", "choices", "anchor", "positive",
+         "negative")  # fmt: skip
 KNOWN = frozenset(
     [*TEXT, *LABEL, *SCORE, *LABELS, *CHOICES, *OUTPUT, *MESSAGES, *ROLES]
     + [n for pair in (*PAIRS, *PROMPTS) for n in pair]
-)
+) - {"positive", "negative"}  # in a first line they are as likely two classes
 
 
 def plain_name(name: str) -> str:

@@ -158,6 +158,21 @@ def choosing(row: Row, shape: Shape, problems: Found) -> Example:
     return Example(row.where, text, label=label, source=row.source, choices=tuple(given))
 
 
+def contrasting(row: Row, shape: Shape, problems: Found) -> Example:
+    """anchor, positive and any hard negatives: the positive is choice 0."""
+    columns = shape.columns
+    text, positive = text_at(row, columns["anchor"], problems), text_at(row, columns["positive"], problems)
+    column = columns.get("negative", "")
+    given = row.fields.get(column)
+    negatives = [] if missing(given) else [given] if isinstance(given, str) else given
+    if not isinstance(negatives, list | tuple) or not all(isinstance(n, str) and n.strip() for n in negatives):
+        problems.append(bad(row, column, "not a negative", "a text or a list of texts, none of them empty", given))
+        negatives = ()
+    if positive in negatives:
+        problems.append(bad(row, column, "the positive is among the negatives", "other texts", positive))
+    return Example(row.where, text, label=0, source=row.source, choices=(positive, *negatives))
+
+
 def right_of(row: Row, column: str, given: Sequence[str], problems: Found) -> int | None:
     """The number of the right choice, from its number (from 0) or its text."""
     value = row.fields.get(column)
@@ -177,5 +192,5 @@ LABELS: dict[str, Callable[[Row, str, Found], Any]] = {
 BUILDERS: dict[str, Callable[[Row, Shape, Found], Example]] = {
     "text": classify, "classification": classify, "pair": classify, "regression": classify, "multilabel": classify,
     "completion": prompt, "instruction": instruction, "messages": messages,
-    "choices": choosing,
+    "choices": choosing, "contrast": contrasting,
 }  # fmt: skip

@@ -10,6 +10,7 @@
 | completion     | prompt, completion                           |       |
 | instruction    | instruction (+ input system history), output |       |
 | messages       | messages or conversations                    |       |
+| contrast       | anchor, positive (+ negative or negatives)   |       |
 | choices        | prompt (or text), list of choices, answer    | int   |
 """
 
@@ -103,7 +104,7 @@ def candidates(known: Mapping[str, str]) -> list[dict[str, str]]:
     found = texts + [{**text, **answer} for text in texts for answer in answers if disjoint(text, answer)]
     found += [{"prompt": known[a], "completion": known[b]} for a, b in names.PROMPTS if a in known and b in known]
     found += [{"prompt": known["prompt"]}] if "prompt" in known else []
-    found += choosing(known)
+    found += choosing(known) + contrasts(known)
     found += instructions(known) + [{"messages": column} for column in choose(known, names.MESSAGES)]
     return maximal(found)
 
@@ -125,6 +126,14 @@ def choosing(known: Mapping[str, str]) -> list[dict[str, str]]:
     lists, answers = choose(known, names.CHOICES), choose(known, [*names.LABEL, "answer"])
     bare = [{"text": text, "choices": column} for text in texts for column in lists]
     return bare + [{**reading, "label": column} for reading in bare for column in answers]
+
+
+def contrasts(known: Mapping[str, str]) -> list[dict[str, str]]:
+    """A text with the passage it belongs to, and maybe with one or a list of those it does not."""
+    if "positive" not in known:
+        return []
+    bare = [{"anchor": text, "positive": known["positive"]} for text in choose(known, names.ANCHOR)]
+    return bare + [{**b, "negative": known[n]} for b in bare for n in ("negative", "negatives") if n in known]
 
 
 def choose(known: Mapping[str, str], synonyms: Sequence[str]) -> list[str]:
@@ -152,6 +161,8 @@ def settle(rows: Sequence[Row], columns: dict[str, str]) -> Shape:
             answer = {"instruction": "output", "prompt": "completion"}.get(role)
             labelled = answer is None or filled(rows, columns.get(answer, ""))
             return Shape("completion" if role == "prompt" else role, columns, labelled)
+    if "positive" in columns:
+        return Shape("contrast", columns)
     if "choices" in columns:
         return Shape("choices", columns, filled(rows, columns.get("label", "")))
     role = next((r for r in ("label", "score", "labels") if r in columns), "text")

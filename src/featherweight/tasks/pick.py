@@ -6,11 +6,12 @@ from featherweight.core.errors import InputError, Problem, listed
 from featherweight.tasks.causal import CausalLM
 from featherweight.tasks.choices import Choices
 from featherweight.tasks.classification import Classification
+from featherweight.tasks.embedding import Embedding
 from featherweight.tasks.multilabel import MultiLabel
 from featherweight.tasks.regression import Regression
 from featherweight.tasks.task import Task
 
-DEFAULTS: tuple[type[Task], ...] = (Classification, MultiLabel, Regression, CausalLM, Choices)
+DEFAULTS: tuple[type[Task], ...] = (Classification, MultiLabel, Regression, CausalLM, Choices, Embedding)
 
 
 def task_for(shape: Any) -> Task:

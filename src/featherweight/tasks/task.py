@@ -24,6 +24,7 @@ class Task(Noun):
     auto: ClassVar[str] = ""
     shapes: ClassVar[tuple[str, ...]] = ()
     best: ClassVar[tuple[str, bool]] = ("loss", False)
+    whole: ClassVar[bool] = False  # rows of a batch see each other: cut into no more micro-batches than asked for
     generates: ClassVar[bool] = False  # predictions are text: costly, made only where they are asked for
 
     def fit(self, examples: Sequence[Example]) -> Self:

@@ -72,7 +72,8 @@ def hash_rows(rows: Sequence[Encoded]) -> str:
     digest = sha256()
     for row in rows:
         labels = row.labels if isinstance(row.labels, list) else [row.labels]
-        digest.update(",".join(map(str, chain(row.input_ids, "|", labels, *(("|", *c) for c in row.choices or ())))).encode() + b"\n")
+        choices = (("|", *ids) for ids in row.choices or ())
+        digest.update(",".join(map(str, chain(row.input_ids, "|", labels, *choices))).encode() + b"\n")
     return digest.hexdigest()
 
 

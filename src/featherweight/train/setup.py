@@ -155,7 +155,7 @@ def feed(stuff: Material, rows: list[Encoded], pad: int, length: int | None, set
         say(f"{cut} of {len(kept)} rows are longer than {length} tokens and are cut")
     weights = None if stuff.weights is None else row_weights([row.source for row in kept], stuff.weights)
     bins = packing(stuff.task, kept, length, model) if settings.packing else None
-    return Feed(kept, settings.batch, settings.seed, pad, settings.buckets, bins, weights)
+    return Feed(kept, settings.batch, settings.seed, pad, settings.buckets and not stuff.task.whole, bins, weights)
 
 
 def packing(task: Task, rows: Sequence[Encoded], length: int | None, model: nn.Module) -> int:
