@@ -79,6 +79,8 @@ _HOME = {
         "Embedding",
     ),
     "featherweight.data.templates": ("prompted",),
+    "featherweight.data.pairs": ("pairs_by_label", "pairs_of_passages"),
+    "featherweight.evaluate.averaged": ("averaged",),
     "featherweight.evaluate": ("evaluate", "predict", "generate"),
     "featherweight.train": ("train",),
     "featherweight.plan": ("plan",),
