@@ -280,6 +280,21 @@ def test_a_saved_student_is_a_model_like_any(tokenizer: Any, rows: Any, tmp_path
         assert torch.equal(loaded.eval()(**given).logits, student(**given).logits)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype, tokenizer: Any, rows: Any) -> None:
+    """bf16 arithmetic, and bf16 weights: the maps are proven all the same, and the loss is fp32."""
+    teacher = bert().to(dtype)
+    teacher.tokenizer = tokenizer
+    student = fw.student(teacher, layers=2)
+    assert student.dtype == dtype
+    wanted = loss_of(fw.student(bert(), layers=2), bert(), fw.MiniLM()).item()
+    found = loss_of(student, teacher, fw.MiniLM())
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(wanted, rel=0.05)
+    run = fw.distill(student, teacher, rows, fw.MiniLM(), YES_NO, steps=2, batch=8, threads=1, precision="bf16")
+    assert run.steps == 2
+
+
 def test_two_stages_are_two_runs(tokenizer: Any, rows: Any) -> None:
     """The second goes on with what the first trained; merged, the student is a plain model."""
     teacher = bert()

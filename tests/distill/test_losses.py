@@ -223,6 +223,13 @@ def test_half_precision_is_computed_in_fp32() -> None:
     assert torch.allclose(L.kl(z_s, z_t), L.kl(z_s.double(), z_t.double()).float(), rtol=1e-5)
 
 
+def test_relations_are_fp32_under_autocast_too() -> None:
+    x_s, x_t = seeded(2, 5, 12, dtype=torch.float32), seeded(2, 5, 12, seed=1, dtype=torch.float32)
+    plain = L.relation_kl(x_s, x_t, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(L.relation_kl(x_s, x_t, 3), plain)
+
+
 @pytest.mark.parametrize(
     ("loss", "said"),
     [

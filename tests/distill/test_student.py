@@ -173,18 +173,30 @@ def test_published_lists() -> None:
     assert kept(1, "spread", 12) == (0,)
 
 
-def test_counts_of_the_lecture() -> None:
-    """BERT-base with 6 layers has 66,955,008 parameters, GPT-2 with 6 has 81,912,576; nothing is allocated."""
+def test_published_counts() -> None:
+    """Students of BERT-base, RoBERTa-base and GPT-2 by rule, and of configs of their own; nothing is allocated."""
     import transformers as hf
 
-    for model, config, wanted in (
-        (hf.BertModel, hf.BertConfig(), 66_955_008),
-        (hf.GPT2LMHeadModel, hf.GPT2Config(), 81_912_576),
-    ):
-        with torch.device("meta"):
+    teachers = [
+        (hf.BertModel, hf.BertConfig(), 109_482_240, 66_955_008),
+        (hf.GPT2LMHeadModel, hf.GPT2Config(), 124_439_808, 81_912_576),  # DistilGPT-2
+        (hf.RobertaModel, hf.RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1),
+         124_645_632, 82_118_400),  # DistilRoBERTa
+    ]  # fmt: skip
+    narrow = [
+        (hf.DistilBertModel, hf.DistilBertConfig(), 66_362_880),
+        (hf.BertModel, hf.BertConfig(hidden_size=312, intermediate_size=1200, num_hidden_layers=4), 14_350_248),
+        (hf.BertModel, hf.BertConfig(hidden_size=384, intermediate_size=1536, num_hidden_layers=6), 22_713_216),
+    ]
+    with torch.device("meta"):
+        for model, config, whole, half in teachers:
             teacher = model(config)
-            student = fw.student(teacher)
-        assert student.num_parameters() == wanted
+            assert teacher.num_parameters() == whole
+            assert fw.student(teacher).num_parameters() == half
+        for model, config, count in narrow:
+            assert model(config).num_parameters() == count
+    token_types_and_pooler = 2 * 768 + 768 * 768 + 768
+    assert teachers[0][3] - token_types_and_pooler == narrow[0][2]  # what DistilBERT leaves out of BERT's 6 layers
 
 
 @pytest.mark.parametrize(

@@ -14,18 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.core.errors import InputError, Problem
+from featherweight.distill.losses.reduce import products
 from featherweight.distill.losses.relations import split_heads
 from featherweight.distill.taps import Seen, Tap
 from featherweight.tasks.modes import evaluating
 from featherweight.tasks.token_loss import quiet
 
-FAR = 1e-4  # most that a probability may be off
+FAR, HALF = 1e-4, 2e-2  # most that a probability may be off in fp32, and where any weight is of 16 bits
 
 
 def scores(seen: Seen, block: int) -> Tensor:
     """S before the softmax, without mask: (b, h, s, s)."""
     q, k = (split_heads(seen.projected[block][role], seen.heads, role) for role in ("query", "key"))
-    return q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    return products(q, k)
 
 
 def maps(seen: Seen, block: int, keys: Tensor) -> Tensor:
@@ -63,14 +64,16 @@ def prove(tap: Tap, inputs: Mapping[str, Tensor], keys: Tensor, mask: Tensor, wh
     what = "attention maps cannot be made of this model's queries and keys"
     if not grouped or not tap.heads:
         raise InputError(Problem(what, whose, got=type(model).__name__, fix=fix))
-    with torch.no_grad(), evaluating(model):
+    exact = torch.autocast(keys.device.type, enabled=False)  # the run's arithmetic is not what is to be proven
+    with torch.no_grad(), evaluating(model), exact:
         seen = tap(inputs)
         if any(p["query"].shape != p["key"].shape for p in seen.projected.values()):
             raise InputError(Problem(what, whose, "as many key heads as query heads", "fewer", fix))
         with eager(model):
             own = model(**inputs, **quiet(model), output_attentions=True).attentions
+    far = HALF if any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()) else FAR
     for block in seen.projected:
         apart = (maps(seen, block, keys) - own[block]).abs().amax((1, 3))[mask]  # real queries
-        if not apart.max() < FAR:
+        if not apart.max() < far:
             got = f"{type(model).__name__}, block {block}: off by {float(apart.max()):.2g}"
             raise InputError(Problem(what, whose, got=got, fix=fix))

@@ -16,6 +16,12 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """a bᵀ / √d in fp32 or wider, also under autocast: (…, s, d), (…, t, d) -> (…, s, t)."""
+    with torch.autocast(a.device.type, enabled=False):
+        return wide(a) @ wide(b).transpose(-1, -2) / a.shape[-1] ** 0.5
+
+
 def kept(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Values with zeros where the mask is, and the mask in their dtype."""
     if mask is None:

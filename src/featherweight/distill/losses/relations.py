@@ -14,7 +14,7 @@ from torch import Tensor
 
 from featherweight.core.errors import InputError, Problem
 from featherweight.distill.losses.maps import paired, seen
-from featherweight.distill.losses.reduce import wide
+from featherweight.distill.losses.reduce import products
 
 
 def split_heads(x: Tensor, heads: int, whose: str = "projection") -> Tensor:
@@ -27,8 +27,7 @@ def split_heads(x: Tensor, heads: int, whose: str = "projection") -> Tensor:
 
 def log_relation(x: Tensor, keys: Tensor | None = None) -> Tensor:
     """log softmax(X Xᵀ / √d) over the keys a query may look at: (b, h, s, d) -> (b, h, s, s), -inf behind the mask."""
-    x = wide(x)
-    scores = x @ x.transpose(-1, -2) / x.shape[-1] ** 0.5
+    scores = products(x, x)
     there = seen(keys, scores)
     blind = ~there.any(-1, keepdim=True)  # a padded query that sees nothing: its row is left out by the mean
     return scores.masked_fill(~(there | blind), -torch.inf).log_softmax(-1)
