@@ -2,9 +2,10 @@
 
     python benchmarks/plan.py                every run not in the JSON yet, about 15 s each; stop and go on at will
     python benchmarks/plan.py --only gpt2    runs whose name contains a word
+    python benchmarks/plan.py --plan         plan the runs of the JSON anew; what was measured stays
 
-Shapes of MiniLM, GPT-2 and a 12-layer Llama x fp32, bf16 and NF4 x recomputing on and off x two lengths with LoRA on all
-linear layers; Houlsby's adapters at the longer length.
+Shapes of MiniLM, GPT-2 and a 12-layer Llama x fp32, bf16 and NF4 x recomputing on and off x two lengths with LoRA on
+all linear layers; Houlsby's adapters at the longer length.
 Measured is the peak of resident memory over three steps, less what the process had after its imports and a step of a
 tiny model of the same kind (which loads what the first step loads). Nothing in the planner is fitted to any of these.
 """
@@ -114,7 +115,39 @@ def measured(kind: str, method: str, number: str, recompute: bool, at: int) -> d
     peak = _paired.status("VmHWM") - base
     planned = fw.plan(config(kind), made, scheme, **options)
     return {"measured": peak, "planned": planned.train_bytes, "ratio": round(planned.train_bytes / peak, 4),
-            "base_line": base, "memory": dict(planned.memory)}  # fmt: skip
+            "base_line": base}  # fmt: skip
+
+
+def per_product() -> dict[str, float]:
+    """Bytes that stay after a bfloat16 product of a new shape, its tensors gone: the mean over 40 other shapes."""
+    import random
+
+    import torch
+
+    _paired.threads()
+    draw = random.Random(1)
+
+    def products(count: int) -> int:
+        before = _paired.status("RssAnon")
+        for _ in range(count):
+            m, k, n = draw.randrange(256, 2048), draw.choice([8, 128, 320, 512]), draw.choice([8, 256, 640, 1000])
+            x, w = torch.randn(m, k).bfloat16(), torch.randn(n, k).bfloat16()
+            torch.nn.functional.linear(x, w)
+        gc.collect()
+        return _paired.status("RssAnon") - before
+
+    products(3)
+    return {"bytes_per_product": round(products(40) / 40)}
+
+
+def planned(cell: Any) -> int:
+    """The plan of a run, in this process."""
+    import featherweight as fw
+
+    kind, method, number, recompute, at = cell
+    rows, lengths = LENGTHS[kind]
+    made, scheme = nouns(method, number)
+    return int(fw.plan(config(kind), made, scheme, **values(rows, lengths[at], number, recompute)).train_bytes)
 
 
 def summary(runs: dict[str, Any]) -> dict[str, Any]:
@@ -128,6 +161,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="")
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--plan", action="store_true", help="plan the runs of the JSON anew; what was measured stays")
+    parser.add_argument("--product", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -135,15 +170,22 @@ def main() -> None:
         kind, method, number, recompute, at = options.one
         print(json.dumps(measured(kind, method, number, recompute == "True", int(at))))
         return
+    if options.product:
+        print(json.dumps(per_product()))
+        return
     runs = {} if options.fresh else _paired.load("plan").get("runs", {})
+    kept = _paired.child(__file__, "--product", env=_paired.ALLOCATOR)
     for cell in GRID:
         kind, method, number, recompute, at = cell
         name = f"{kind} {method} {number} {'recompute' if recompute else 'keep'} {LENGTHS[kind][1][at]}"
-        if options.only not in name or name in runs:
+        if name in runs and options.plan:
+            runs[name] |= {"planned": (bytes_ := planned(cell)), "ratio": round(bytes_ / runs[name]["measured"], 4)}
+        elif options.only not in name or name in runs:
             continue
-        runs[name] = _paired.child(__file__, "--one", *map(str, cell), env=_paired.ALLOCATOR)
+        else:
+            runs[name] = _paired.child(__file__, "--one", *map(str, cell), env=_paired.ALLOCATOR)
         print(name, {k: v for k, v in runs[name].items() if k != "memory"}, flush=True)
-        _paired.write("plan", {"machine": _paired.machine(), "summary": summary(runs), "runs": runs})
+        _paired.write("plan", {"machine": _paired.machine(), **kept, "summary": summary(runs), "runs": runs})
 
 
 if __name__ == "__main__":

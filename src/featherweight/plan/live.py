@@ -20,7 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
+from featherweight.core.replace import HALF
+
 aten = torch.ops.aten
+PRODUCTS = {aten.mm, aten.addmm, aten.addmm_, aten.bmm, aten.baddbmm, aten.baddbmm_}
 
 
 class Live(TorchDispatchMode):
@@ -33,6 +36,7 @@ class Live(TorchDispatchMode):
         self.now: Counter[str] = Counter()
         self.total = self.peak = self.flops = 0
         self.at_peak: Counter[str] = Counter()
+        self.products: set[Any] = set()  # shapes of matrix products in 16 bits
         self.tag = "other"
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -42,6 +46,8 @@ class Live(TorchDispatchMode):
         counted = flops_of(func._overloadpacket)
         if counted is not None:
             self.flops += counted(*args, **kwargs, out_val=out)
+        if func._overloadpacket in PRODUCTS and out.dtype in HALF:
+            self.products.add((func, *(tuple(a.shape) for a in args if isinstance(a, Tensor))))
         for leaf in tree_iter(out):
             if isinstance(leaf, Tensor):
                 self.take(leaf)

@@ -22,6 +22,10 @@ from featherweight.plan.shell import blocks_of, fake
 
 DEPTHS = (2, 4)  # blocks of a run that is cut
 WHOLE = 12  # runs up to this length are traced whole
+CODE = "kernels' code"
+PER_PRODUCT = (
+    590_000  # bytes that a CPU's library keeps for each shape of 16-bit product: benchmarks/plan.py measures it
+)
 BASE, CODES, ADAPTERS, OPTIMIZER = "weights", "codes and scales", "adapters", "optimizer states"
 GRADIENTS, ACTIVATIONS, LOSS, BACKWARD, BATCH = "gradients", "activations", "logits and loss", "backward pass", "batch"
 
@@ -106,7 +110,8 @@ def traced(model: nn.Module, mode: FakeTensorMode, jobs: Mapping[str, Job]) -> d
         with mode, live, places(model, live) as marks:
             count(model, live)
             job(model, live, marks)
-        found[name] = Trace(by_component(live.at_peak), marks["resting"], live.flops, marks["forward"])
+        peak = by_component(live.at_peak) | {CODE: float(len(live.products) * PER_PRODUCT)}
+        found[name] = Trace(peak, marks["resting"], live.flops, marks["forward"])
     return found
 
 
