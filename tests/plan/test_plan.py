@@ -152,6 +152,14 @@ def test_data_facts_need_only_the_tokenizer(data_dir: Path) -> None:
     assert made.data["tokens_per_epoch"] == 40
 
 
+def test_labels_of_the_data_decide_the_head(data_dir: Path) -> None:
+    path = data_dir / "stories260k" / "hf"
+    rows = [{"text": f"row {i}", "label": "abc"[i % 3]} for i in range(6)]
+    made = fw.plan(path, fw.Head(), batch=2, length=8, data=rows)
+    assert made.task.model_options()["num_labels"] == 3
+    assert made.trainable == 3 * 64
+
+
 def test_an_unknown_architecture_is_never_guessed(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "lama", "hidden_size": 32}))
     with pytest.raises(InputError, match=r"modules cannot be seen.*llama"):

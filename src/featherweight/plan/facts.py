@@ -32,24 +32,30 @@ def length_of(config: Any, asked: int | None, default: int) -> int:
     return asked or min(default, limit or default)
 
 
-def of_data(data: Any, source: Any, task: Task, length: int, chosen: Settings, columns: Any) -> dict[str, Any]:
-    """Rows, cut rows, tokens, units and steps of an epoch. Raises InputError for a source without tokenizer."""
+def read(data: Any, columns: Any, task: Task | None) -> tuple[Task, list[Any]]:
+    """The task as training would have it, with what the rows decide (labels), and the training rows."""
     from featherweight.data.load import load
     from featherweight.data.rows import examples
+    from featherweight.tasks import task_for
+
+    loaded = load(data, columns)
+    rows = examples(loaded.train, loaded.shape)
+    return (task or task_for(loaded.shape)).fit(rows), rows
+
+
+def of_data(rows: list[Any], source: Any, task: Task, length: int, chosen: Settings) -> dict[str, Any]:
+    """Rows, cut rows, tokens, units and steps of an epoch. Raises InputError where the source has no tokenizer."""
     from featherweight.interop.transformers import load_tokenizer
     from featherweight.train.feed import units
 
     tokenizer = getattr(source, "tokenizer", None) or load_tokenizer(source)
-    loaded = load(data, columns)
-    rows = examples(loaded.train, loaded.shape)
-    items = task.fit(rows).encode_all(rows, tokenizer, length)
+    items = task.encode_all(rows, tokenizer, length)
     sizes = [len(item.input_ids) for item in items]
-    steps = ceil(len(items) / chosen.batch)
     return {
         "rows": len(items), "cut_rows": sum(item.truncated > 0 for item in items),
         "cut_tokens": sum(item.truncated for item in items), "longest": max(sizes, default=0),
         "tokens_per_epoch": sum(sizes), "units_per_epoch": sum(units(item) for item in items),
-        "steps_per_epoch": steps,
+        "steps_per_epoch": ceil(len(items) / chosen.batch),
     }  # fmt: skip
 
 

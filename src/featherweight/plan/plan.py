@@ -89,7 +89,7 @@ def plan(source: Any, method: Method | None = None, scheme: Any = None, *, task:
     """
     chosen = settings(values)
     config = shell.config_of(source)
-    wanted = task or facts.task_of(config)
+    wanted, rows = facts.read(data, columns, task) if data is not None else (task or facts.task_of(config), None)
     length = facts.length_of(config, chosen.length, DEFAULT_LENGTH)
     recipe = next(iter(Recipe.of(scheme)), None)
     model = made(config, wanted, method, recipe, chosen.precision)
@@ -108,7 +108,7 @@ def plan(source: Any, method: Method | None = None, scheme: Any = None, *, task:
         kv_cache=round(answer.resting.get(verbs.CACHE, 0)), flops=round(step.flops),
         forward_flops=round(step.forward_flops or answer.forward_flops),
         token_flops=round(answer.flops / chosen.batch) if wanted.generates else 0, largest_block=block,
-        data=facts.of_data(data, source, wanted, length, chosen, columns) if data is not None else {},
+        data=facts.of_data(rows, source, wanted, length, chosen) if rows is not None else {},
         seconds=verbs.probe(made(config, wanted, method, recipe, chosen.precision), wanted, chosen, length)
         if probe else None,
         notes=facts.notes(wanted, chosen),

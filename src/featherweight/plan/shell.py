@@ -101,6 +101,8 @@ def built(config: Any, auto: str, dtype: torch.dtype, options: Mapping[str, Any]
         raise InputError(Problem("this architecture has no model for the task", "task", auto, type(config).__name__))
     try:
         config = type(config).from_dict(config.to_dict() | dict(options))
+        if getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = 0  # training takes the tokenizer's
         with torch.device("meta"):
             model = kind.from_config(config, dtype=dtype)
     except (ValueError, RuntimeError, TypeError, ZeroDivisionError) as error:
