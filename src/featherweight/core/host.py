@@ -6,12 +6,12 @@
 Base keys, `isinstance`, the class's name and the signature of `forward` stay as they were.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, wraps
 from types import MethodType
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from featherweight.core.base import Base
 from featherweight.core.derived import derive
@@ -79,6 +79,21 @@ def reclass(module: nn.Module, cls: Any) -> None:
     module.__class__ = host_class(cls) if isinstance(module, Host) else cls
     if "_old_forward" in vars(module):  # accelerate's hooks keep the old bound forward and would call that
         vars(module)["_old_forward"] = MethodType(type(module).forward, module)
+
+
+def lent(host: Any, weights: Mapping[str, Tensor], plain: Any) -> Callable[[], None]:
+    """`lend` of a module that keeps codes: over another weight it runs as the class `plain`, until put back."""
+    before, cls = dict(host._parameters), frozen_class(host)
+    host._parameters.update(weights)
+    if "weight" in weights:
+        reclass(host, plain)
+
+    def back() -> None:
+        host._parameters.clear()
+        host._parameters.update(before)
+        reclass(host, cls)
+
+    return back
 
 
 def become_host(module: nn.Module, switch: Switch, path: str) -> None:

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featherweight.core import fused
+from featherweight.core.precision import cast, compute_dtype
 from featherweight.core.rows import Plan, nest
-from featherweight.kernels.lora import cast, compute_dtype
 from featherweight.methods.lora import LowRank
 
 

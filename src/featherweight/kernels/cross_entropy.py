@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featherweight.core.precision import cast, compute_dtype
 from featherweight.kernels.first import first_derivative
-from featherweight.kernels.lora import cast, compute_dtype
 
 LOGITS = 1 << 23  # logits held at once: 32 MB in float32
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from featherweight.core import fused
 from featherweight.core.base import Base
+from featherweight.core.precision import cast, compute_dtype
 from featherweight.kernels.first import first_derivative
-from featherweight.kernels.lora import cast, compute_dtype, flat, forward, input_gradient, thin
+from featherweight.kernels.lora import flat, forward, input_gradient, thin
 from featherweight.methods.dora import DecomposedLinear
 
 

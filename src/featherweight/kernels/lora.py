@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from featherweight.core import fused
 from featherweight.core.base import Base
+from featherweight.core.precision import cast, compute_dtype
 from featherweight.kernels.first import first_derivative
 from featherweight.kernels.noise import keep, keep_, keep_mask, keep_probability
 from featherweight.methods.lowrank import LowRank
@@ -50,18 +51,6 @@ def lowrank_linear(
         return forward(x.to(dtype), W.to(dtype), cast(bias, dtype), A.to(dtype), B.to(dtype), scale)[0]
     mask = keep_mask(x.shape, dropout, x.device) if dropout else None
     return FrozenLowRank.apply(x, W, bias, A, B, scale / keep_probability(dropout), mask, dtype)
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype a matrix product of x runs in: x's own, or autocast's."""
-    kind = x.device.type
-    if x.dtype is not torch.float64 and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
-
-
-def cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if x is None else x.to(dtype)
 
 
 def forward(
@@ -99,18 +88,21 @@ class FrozenLowRank(torch.autograd.Function):
         x, W, A, B, h, mask = ctx.saved_tensors
         need_x, _, need_bias, need_A, need_B = ctx.needs_input_grad[:5]
         g = flat(g)
-        dx = dA = dB = dbias = None
+        dx = dbias = None
         gb = g.mm(thin(B, g.dtype)).mul_(ctx.scale)
-        if need_A:
-            kept = x.to(g.dtype) if mask is None else keep(x.to(g.dtype), mask)
-            dA = gb.t().mm(flat(kept)).to(A.dtype)
-        if need_B:
-            dB = h.t().mm(g).mul_(ctx.scale).t().to(B.dtype)
+        dA = gradient_of_A(x, gb, mask).to(A.dtype) if need_A else None
+        dB = h.t().mm(g).mul_(ctx.scale).t().to(B.dtype) if need_B else None
         if need_x:
             dx = input_gradient(g, W.to(g.dtype), gb, A.to(g.dtype), mask).view(ctx.shape).to(ctx.x_dtype)
         if need_bias:
             dbias = g.sum(0, dtype=torch.promote_types(g.dtype, torch.float32)).to(ctx.bias_dtype)
         return dx, None, dbias, dA, dB, None, None, None
+
+
+def gradient_of_A(x: Tensor, gb: Tensor, mask: Tensor | None) -> Tensor:
+    """gbᵀ (m∘x): (r, in)."""
+    x = x.to(gb.dtype)
+    return gb.t().mm(flat(x if mask is None else keep(x, mask)))
 
 
 def thin(B: Tensor, dtype: torch.dtype) -> Tensor:

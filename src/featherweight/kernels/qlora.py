@@ -19,8 +19,9 @@ from torch import Tensor
 
 from featherweight.core import fused
 from featherweight.core.base import Base
+from featherweight.core.precision import cast, compute_dtype
 from featherweight.kernels.first import first_derivative
-from featherweight.kernels.lora import cast, compute_dtype, flat, thin, with_low_rank
+from featherweight.kernels.lora import flat, gradient_of_A, thin, with_low_rank
 from featherweight.kernels.noise import keep, keep_mask, keep_probability
 from featherweight.methods.lowrank import LowRank
 from featherweight.methods.shifted import ShiftedLinear
@@ -91,13 +92,10 @@ class CodedLowRank(torch.autograd.Function):
         x, A, B, h, mask, *packed = ctx.saved_tensors
         need_x, need_bias, need_A, need_B = ctx.needs_input_grad[:4]
         g = flat(g)
-        dx = dA = dB = dbias = None
+        dx = dbias = None
         gb = g.mm(thin(B, g.dtype)).mul_(ctx.c)
-        if need_A:
-            kept = x.to(g.dtype) if mask is None else keep(x.to(g.dtype), mask)
-            dA = gb.t().mm(flat(kept)).to(A.dtype)
-        if need_B:
-            dB = h.t().mm(g).mul_(ctx.c).t().to(B.dtype)
+        dA = gradient_of_A(x, gb, mask).to(A.dtype) if need_A else None
+        dB = h.t().mm(g).mul_(ctx.c).t().to(B.dtype) if need_B else None
         if need_x:
             held = dict(zip(ctx.names, packed, strict=True))
             dx = with_low_rank(ctx.scheme.input_gradient(g, held, ctx.shape), gb, A.to(g.dtype), mask)

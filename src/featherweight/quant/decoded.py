@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from featherweight.core.precision import cast, compute_dtype
+
 if TYPE_CHECKING:
     from featherweight.quant.scheme import Scheme
 
@@ -22,16 +24,8 @@ def decoded_linear(
     """x (..., in) through Ŵ (out, in), in x's dtype, or autocast's."""
     dtype = compute_dtype(x)
     if not (torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))):
-        return scheme.product(x.to(dtype), packed, shape, None if bias is None else bias.to(dtype))
+        return scheme.product(x.to(dtype), packed, shape, cast(bias, dtype))
     return DecodedLinear.apply(x, bias, scheme, shape, dtype, tuple(packed), *packed.values())
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype a matrix product of x runs in: x's own, or autocast's."""
-    kind = x.device.type
-    if x.dtype is not torch.float64 and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
 
 
 class DecodedLinear(torch.autograd.Function):
@@ -46,7 +40,7 @@ class DecodedLinear(torch.autograd.Function):
         ctx.save_for_backward(*packed)
         ctx.scheme, ctx.shape, ctx.dtype, ctx.names, ctx.x_dtype = scheme, shape, dtype, names, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return scheme.product(x.to(dtype), held, shape, None if bias is None else bias.to(dtype))
+        return scheme.product(x.to(dtype), held, shape, cast(bias, dtype))
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:

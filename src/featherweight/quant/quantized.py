@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from featherweight.core.base import lend, write
 from featherweight.core.encoded import Encoded, encoded, same
 from featherweight.core.errors import InputError, Problem, raise_all
-from featherweight.core.host import Host, frozen_class, reclass
+from featherweight.core.host import Host, frozen_class, lent, reclass
 from featherweight.quant.scheme import Packed, Scheme
 from featherweight.quant.stored import misfits, written
 
@@ -199,17 +199,7 @@ def encoded_again(scheme: Scheme, W: Tensor, shape: tuple[int, ...], dtype: torc
 @lend.register(Quantized)
 def lend_plain(host: Any, weights: Mapping[str, Tensor]) -> Callable[[], None]:
     """Over another weight a quantized module runs as its plain class."""
-    before, cls = dict(host._parameters), frozen_class(host)
-    host._parameters.update(weights)
-    if "weight" in weights:
-        reclass(host, cls.plain)
-
-    def back() -> None:
-        host._parameters.clear()
-        host._parameters.update(before)
-        reclass(host, cls)
-
-    return back
+    return lent(host, weights, frozen_class(host).plain)
 
 
 @write.register(Quantized)

@@ -20,7 +20,7 @@ from featherweight.core.base import lend, read, write
 from featherweight.core.derived import derive
 from featherweight.core.encoded import Encoded
 from featherweight.core.errors import InputError, Problem, raise_all
-from featherweight.core.host import base_modules, frozen_class, reclass
+from featherweight.core.host import base_modules, frozen_class, lent, reclass
 from featherweight.interop.quantized import books
 from featherweight.quant.decoded import decoded_linear
 from featherweight.quant.scheme import Packed, Scheme
@@ -172,17 +172,7 @@ def decoded(host: Any, name: str) -> Tensor:
 @lend.register(Live)
 def lend_plain(host: Any, weights: Mapping[str, Tensor]) -> Callable[[], None]:
     """Over another weight a live layer runs as nn.Linear."""
-    before, cls = dict(host._parameters), frozen_class(host)
-    host._parameters.update(weights)
-    if "weight" in weights:
-        reclass(host, nn.Linear)
-
-    def back() -> None:
-        host._parameters.clear()
-        host._parameters.update(before)
-        reclass(host, cls)
-
-    return back
+    return lent(host, weights, nn.Linear)
 
 
 @write.register(Live)
