@@ -32,6 +32,10 @@ class Seen:
     projected: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
     heads: int = 0
 
+    def against(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """A student's logits and a teacher's, this one's, over the same classes."""
+        return logits, self.logits
+
 
 class Tap:
     """Sees forwards of one model: hidden states where `hidden`, projections of the blocks asked for."""

@@ -7,7 +7,7 @@ So `fw.train` trains a student as it trains anything: seeds, resumption, checkpo
 A term over tokens counts each row by its units, so that accumulation, buckets and ranks change nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self
@@ -39,6 +39,15 @@ class Pair:
     taps: tuple[Tap, Tap] | None = None
     proven: bool = False
     causal: bool | None = None
+    cache: Any = None  # a TeacherCache: once the run has begun, live
+
+    def taught(self, tap: Tap, given: Mapping[str, Tensor], targets: Tensor | None) -> Seen:
+        """What the teacher shows of a batch, its logits those of the units: kept, or computed."""
+        if self.cache is not None:
+            return self.cache.taught(tap, given, targets)
+        with torch.no_grad():
+            seen = tap(given)
+        return replace(seen, logits=at_units(seen.logits, targets))
 
     def one_way(self, student: nn.Module) -> bool:
         """Whether tokens see only those before them: found out once. Raises InputError where the two differ."""
@@ -83,6 +92,11 @@ class Distilled(Task):
 
     def changed(self) -> dict[str, Any]:
         return {name: value for name, value in super().changed().items() if name != "pair"}
+
+    def begin(self, model: nn.Module, feed: Any, settings: Any, say: Callable[[str], None]) -> None:
+        self.task.begin(model, feed, settings, say)
+        if self.pair is not None and self.pair.cache is not None:
+            self.pair.cache = self.pair.cache.begin(self, model, feed, settings, say)
 
     def fit(self, examples: Sequence[Example]) -> Self:
         return replace(self, task=self.task.fit(examples))
@@ -139,8 +153,7 @@ class Distilled(Task):
             for tap, whose in ((mine, "student"), (theirs, "teacher")):
                 prove(tap, given, keys, batch["attention_mask"].bool(), whose)
             self.pair.proven = True
-        with torch.no_grad():
-            taught = theirs(given)
+        taught = self.pair.taught(theirs, given, targets)
         seen = mine(given)
         units = torch.ones(len(keys), device=keys.device) if targets is None else (targets != IGNORED).sum(1)
         logits, label = partial(chosen, seen, taught, targets), partial(own_loss, self.task, seen, batch, targets)
@@ -190,11 +203,12 @@ def visible(batch: Mapping[str, Tensor], one_way: bool) -> Tensor:
 
 def chosen(student: Seen, teacher: Seen, targets: Tensor | None) -> tuple[Tensor, Tensor]:
     """The logits (units, V) of both: each row's, or each trained position's."""
-    both = student.logits, teacher.logits
-    if targets is None:
-        return both
-    kept = targets != IGNORED
-    return both[0][kept], both[1][kept]
+    return teacher.against(at_units(student.logits, targets))
+
+
+def at_units(logits: Tensor, targets: Tensor | None) -> Tensor:
+    """Logits as they are where a unit is a row, else those of trained positions."""
+    return logits if targets is None else logits[targets != IGNORED]
 
 
 def own_loss(task: Any, student: Seen, batch: Mapping[str, Tensor], targets: Tensor | None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -50,6 +50,11 @@ class Task(Noun):
     @abstractmethod
     def ask(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
         """The examples as questions, for `predict`: encoded without their answers, which may be missing."""
+
+    def begin(self, model: nn.Module, feed: Any, settings: Any, say: Callable[[str], None]) -> None:
+        """Called once, before the first step, with all training rows (`train.feed.Feed`) and what the run is asked for:
+        for tasks that keep something a row. `say` tells people."""
+        return
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -103,6 +103,7 @@ def go(model: Any, data: Any, task: Task | None, folder: Path | None, method: Me
     live.task = getattr(stuff.task, "served", stuff.task)  # what a task that wraps another for training leaves behind
     live.tokenizer = words
     setup.same_start(live, trained, place)
+    stuff.task.begin(live, feed, chosen, say.say)
     total = chosen.steps or feed.steps(chosen.epochs or 3)
     with setup.conditions(live, chosen):
         stepper = Stepper(live, stuff.task, feed, trained, chosen, place, total, folder)
