@@ -39,16 +39,22 @@ class CausalLM(Task):
         plain = iter(encode_lm_all([asked(e) for e in examples if not e.messages], tokenizer, length))
         return [next(chats if e.messages else plain) for e in examples]
 
-    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def pose(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         from featherweight.tasks.heads import inputs
-        from featherweight.tasks.token_loss import IGNORED, token_loss
+        from featherweight.tasks.token_loss import IGNORED
 
         labels = batch["labels"]  # (batch, seq)
         if "position_ids" in batch:  # packed rows: a row's first token is not predicted from the row before it
             labels = labels.masked_fill(batch["position_ids"] == 0, IGNORED)
         targets = labels.roll(-1, 1)
         targets[:, -1] = IGNORED
-        return token_loss(model, inputs(batch), targets), (targets != IGNORED).sum()
+        return inputs(batch), targets
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        from featherweight.tasks.token_loss import IGNORED, token_loss
+
+        given, targets = self.pose(model, batch)
+        return token_loss(model, given, targets), (targets != IGNORED).sum()
 
     def predict(self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any) -> list[Any]:
         from featherweight.tasks.generation import write

@@ -58,6 +58,9 @@ class Headed:
         made: Tensor = model(**inputs(batch)).logits
         return made.float()
 
+    def pose(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], None]:
+        return inputs(batch), None
+
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         labels = batch["labels"]
         return self.loss_of(self.logits(model, batch), labels), labels.new_tensor(len(labels))

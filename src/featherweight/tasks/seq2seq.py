@@ -41,14 +41,19 @@ class Seq2Seq(Task):
     def ask(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
         return self.encode_all([asked(e) for e in examples], tokenizer, length)
 
-    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def pose(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         from featherweight.tasks.modes import inner
-        from featherweight.tasks.token_loss import IGNORED, token_loss
 
         labels = batch["labels"]  # (batch, target seq): position t of the decoder predicts labels[:, t]
         shifted = inner(model).prepare_decoder_input_ids_from_labels(labels)  # type: ignore[operator]
         given = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-        return token_loss(model, {**given, "decoder_input_ids": shifted}, labels), (labels != IGNORED).sum()
+        return {**given, "decoder_input_ids": shifted}, labels
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        from featherweight.tasks.token_loss import IGNORED, token_loss
+
+        given, labels = self.pose(model, batch)
+        return token_loss(model, given, labels), (labels != IGNORED).sum()
 
     def predict(self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any) -> list[Any]:
         from featherweight.tasks.generation import write

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from featherweight.core.errors import Problem
+from featherweight.core.errors import InputError, Problem
 from featherweight.core.noun import Noun
 
 if TYPE_CHECKING:
@@ -35,6 +35,12 @@ class Task(Noun):
         """Everything about these examples that this task cannot take; an unlabelled example is fine."""
         return []
 
+    @property
+    def served(self) -> Self | Task:
+        """The task of the trained model, on record in what is saved of it: for one that wraps another in training, that
+        other."""
+        return self
+
     def model_options(self) -> dict[str, Any]:
         """Keyword arguments of `from_pretrained` that the task decides: num_labels, id2label, problem_type."""
         return {}
@@ -55,6 +61,11 @@ class Task(Noun):
         """Called once, before the first step, with all training rows (`train.feed.Feed`) and what the run is asked for:
         for tasks that keep something a row. `say` tells people."""
         return
+
+    def pose(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
+        """What a forward is given, and the target (batch, seq) of each position, -100 where none; None where a unit is
+        a row. Raises InputError for a task whose loss is not of one forward."""
+        raise InputError(Problem("the loss of this task is not that of one forward", "task", got=repr(self)))
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -100,7 +100,7 @@ def go(model: Any, data: Any, task: Task | None, folder: Path | None, method: Me
     feed = setup.feed(stuff, rows, pad, length, chosen, live, say.say)
     dev = setup.dev_rows(stuff, words, pad, length, chosen, stop.check)
     trained = setup.adapted(live, method, name, chosen.seed)
-    live.task = getattr(stuff.task, "served", stuff.task)  # what a task that wraps another for training leaves behind
+    live.task = stuff.task.served
     live.tokenizer = words
     setup.same_start(live, trained, place)
     stuff.task.begin(live, feed, chosen, say.say)
