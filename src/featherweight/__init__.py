@@ -77,6 +77,8 @@ _HOME = {
         "Choices",
         "Seq2SeqChoices",
         "Embedding",
+        "MaskedLM",
+        "SpanCorruption",
     ),
     "featherweight.data.templates": ("prompted",),
     "featherweight.data.pairs": ("pairs_by_label", "pairs_of_passages"),

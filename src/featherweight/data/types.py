@@ -62,6 +62,7 @@ class Encoded:
     truncated: int = 0  # tokens cut
     source: int = 0
     choices: list[list[int]] | None = None  # token ids of each answer to choose from
+    units: int | None = None  # of loss, where the labels do not say
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,16 @@ from featherweight.tasks.causal import CausalLM
 from featherweight.tasks.choices import Choices
 from featherweight.tasks.classification import Classification
 from featherweight.tasks.embedding import Embedding
+from featherweight.tasks.masked_lm import MaskedLM
 from featherweight.tasks.multilabel import MultiLabel
 from featherweight.tasks.pick import task_for
 from featherweight.tasks.regression import Regression
 from featherweight.tasks.seq2seq import Seq2Seq
 from featherweight.tasks.seq2seq_choices import Seq2SeqChoices
+from featherweight.tasks.span_corruption import SpanCorruption
 from featherweight.tasks.task import Task
 
 __all__ = [
-    "CausalLM", "Choices", "Classification", "Embedding", "MultiLabel", "Regression", "Seq2Seq", "Seq2SeqChoices",
-    "Task", "task_for",
+    "CausalLM", "Choices", "Classification", "Embedding", "MaskedLM", "MultiLabel", "Regression", "Seq2Seq",
+    "Seq2SeqChoices", "SpanCorruption", "Task", "task_for",
 ]  # fmt: skip

@@ -144,7 +144,9 @@ def packed(numbers: Sequence[int], rows: Sequence[Encoded], length: int) -> list
 
 
 def units(row: Encoded) -> int:
-    """Trained tokens of a sequence, 1 for anything with one label."""
+    """What the row says; else trained tokens of a sequence, 1 for anything with one label."""
+    if row.units is not None:
+        return row.units
     if isinstance(row.labels, list) and row.labels and isinstance(row.labels[0], int):
         return sum(label != -100 for label in row.labels)
     return 1
