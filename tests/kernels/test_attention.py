@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from featherweight.kernels import attention
-from featherweight.kernels.attention import Redirect, attend, dropped_attention
+from featherweight.kernels.attention import SHORT, Redirect, ShortAttention, attend, dropped_attention
 from featherweight.kernels.noise import keep_mask, keep_probability
 
 
@@ -60,12 +60,71 @@ def test_redirects_only_while_it_is_on():
     assert "DroppedAttention" not in type(F.scaled_dot_product_attention(q, k, v, dropout_p=0.5).grad_fn).__name__
 
 
-def test_fits_attention_that_drops(bert, llama):
-    attend_of = lambda m: m.bert.encoder.layer[0].attention.self  # noqa: E731
-    for rate, fit in ((0.1, True), (0.0, False)):
-        module = attend_of(bert(attention_probs_dropout_prob=rate))
-        assert attention.fits(module, type(module)) is fit
-        module = llama(attention_dropout=rate).model.layers[0].self_attn
-        assert attention.fits(module, type(module)) is fit
-    model = bert()
-    assert not attention.fits(model, type(model))
+def test_fits_attention_of_the_registry(bert, llama):
+    for model, module in ((bert(), "bert.encoder.layer.0.attention.self"), (llama(), "model.layers.0.self_attn")):
+        host = model.get_submodule(module)
+        assert attention.fits(host, type(host))
+        assert not attention.fits(model, type(model))
+
+
+def low(steps=40, heads=(4, 4), dtype=torch.bfloat16):
+    torch.manual_seed(0)
+    shapes = [(2, h, steps, 16) for h in (heads[0], heads[1], heads[1])]
+    return [torch.randn(s).mul(2).to(dtype).requires_grad_() for s in shapes]
+
+
+def answers(f, tensors, g):
+    y = f(*tensors)
+    return [y.detach(), *torch.autograd.grad(y, tensors, g.to(y.dtype))]
+
+
+KINDS = {"none": {}, "causal": {"is_causal": True}, "boolean": {"attn_mask": torch.rand(2, 1, 40, 40) > 0.3},
+         "additive": {"attn_mask": torch.zeros(2, 1, 1, 40).masked_fill(torch.arange(40) > 30, -1e38)}}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_keys_in_16_bits_err_no_more_than_torchs_own(kind, heads, dtype):
+    given = dict(KINDS[kind], enable_gqa=heads[0] != heads[1])
+    if kind == "additive":
+        given["attn_mask"] = given["attn_mask"].clamp(min=torch.finfo(dtype).min).to(dtype)
+    tensors, g = low(heads=heads, dtype=dtype), torch.randn(2, 4, 40, 16).to(dtype)
+    exact = dict(given, attn_mask=given["attn_mask"].double()) if kind == "additive" else given
+    wide = [t.detach().double().requires_grad_() for t in tensors]
+    truth = answers(lambda *a: F.scaled_dot_product_attention(*a, **exact), wide, g)
+    theirs = answers(lambda *a: F.scaled_dot_product_attention(*a, **given), tensors, g)
+    mine = answers(lambda *a: attend(*a, **given), tensors, g)
+    assert not all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))  # it was served here
+    for name, a, b, c in zip("oqkv", mine, theirs, truth, strict=True):
+        mine_off, their_off = ((t.double() - c).norm() / c.norm() for t in (a, b))
+        assert mine_off < 1.6 * their_off + torch.finfo(dtype).eps / 8, (name, mine_off, their_off)
+
+
+def test_short_attention_is_its_derivative():
+    assert torch.autograd.gradcheck(lambda *a: ShortAttention.apply(*a, None, 0.5), qkv())
+
+
+def test_many_keys_and_full_precision_are_torchs():
+    for tensors in (low(SHORT + 1), [t.float() for t in low()]):
+        assert torch.equal(attend(*tensors), F.scaled_dot_product_attention(*tensors))
+
+
+def test_under_autocast_as_torchs_own():
+    tensors = [t.float() for t in low()]
+    with torch.autocast("cpu", torch.bfloat16):
+        mine, theirs = attend(*tensors), F.scaled_dot_product_attention(*tensors)
+    assert mine.dtype == theirs.dtype == torch.bfloat16
+    torch.testing.assert_close(mine, theirs, rtol=2e-2, atol=2e-2)
+    exact = F.scaled_dot_product_attention(*(t.bfloat16().double() for t in tensors))
+    off = [(t.double() - exact).norm() / exact.norm() for t in (mine, theirs)]
+    assert off[0] < 1.6 * off[1]
+
+
+def test_logits_keep_float32_where_dropout_drops():
+    q, k, _ = low()
+    P = attention.probabilities(q, k, None, 0.25)
+    exact = torch.softmax(q.double() @ k.double().transpose(-1, -2) / 4, -1)
+    assert P.dtype == torch.bfloat16
+    assert torch.equal(P, torch.softmax((q.float() * 0.25) @ k.float().transpose(-1, -2), -1).bfloat16())
+    assert ((P - exact).norm() / exact.norm()) < 3e-3

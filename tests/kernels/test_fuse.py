@@ -29,13 +29,15 @@ def warm(model):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_fused_llama_computes_the_same(llama, dtype):
     model, plain = llama(dtype), llama(dtype)
-    assert sorted(set(fuse(model).values())) == ["gated", "norm"]
+    assert sorted(set(fuse(model).values())) == ["attention", "gated", "norm"]
     assert fuse(model) == {}
     for m in (model, plain):
         warm(fw.attach(m, fw.LoRA(rank=4, targets="linear")) or m)
+        m.eval()
     assert torch.equal(model(input_ids=IDS).logits, plain(input_ids=IDS).logits)
-    (loss, mine), (expected, theirs) = grads(model), grads(plain)
-    assert torch.equal(loss, expected)
+    (loss, mine), (expected, theirs) = grads(model.train()), grads(plain.train())
+    off = 0 if dtype is torch.float32 else 1e-2  # training attends to few keys in 16 bits with sums of its own
+    torch.testing.assert_close(loss, expected, rtol=off, atol=0)
     loose = {"rtol": 5e-2, "atol": 5e-2} if dtype is torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-6}
     assert mine.keys() == theirs.keys()
     for name in mine:

@@ -2,11 +2,11 @@
 faster.
 
     norm       RMSNorm with a frozen weight        gated     silu(gate(x)) · up(x) of a gated MLP
-    dropout    nn.Dropout on a CPU                 attention dropout of attention probabilities on a CPU
+    dropout    nn.Dropout on a CPU                 attention dropout of probabilities, and few keys in 16 bits, on a CPU
 
 What a module computes stays: a module is fused only where a probe shows its own forward and ours to agree to the bit
-(norm, gated), or where only the source of the noise differs (dropout, attention). Keys, `isinstance` and names stay
-too.
+(norm, gated), or where only the source of the noise differs (dropout) or the rounding of 16-bit sums (attention).
+Keys, `isinstance` and names stay too.
 """
 
 from collections.abc import Callable
