@@ -159,7 +159,7 @@ def choosing(row: Row, shape: Shape, problems: Found) -> Example:
 
 
 def contrasting(row: Row, shape: Shape, problems: Found) -> Example:
-    """anchor, positive and any hard negatives: the positive is choice 0."""
+    """anchor, positive and any hard negatives: the positive is choice 0. Rows of one label, if any, belong together."""
     columns = shape.columns
     text, positive = text_at(row, columns["anchor"], problems), text_at(row, columns["positive"], problems)
     column = columns.get("negative", "")
@@ -170,7 +170,8 @@ def contrasting(row: Row, shape: Shape, problems: Found) -> Example:
         negatives = ()
     if positive in negatives:
         problems.append(bad(row, column, "the positive is among the negatives", "other texts", positive))
-    return Example(row.where, text, label=0, source=row.source, choices=(positive, *negatives))
+    label = class_at(row, columns["label"], problems) if "label" in columns else None
+    return Example(row.where, text, label=label, source=row.source, choices=(positive, *negatives))
 
 
 def right_of(row: Row, column: str, given: Sequence[str], problems: Found) -> int | None:

@@ -10,7 +10,7 @@
 | completion     | prompt, completion                           |       |
 | instruction    | instruction (+ input system history), output |       |
 | messages       | messages or conversations                    |       |
-| contrast       | anchor, positive (+ negative or negatives)   |       |
+| contrast       | anchor, positive (+ negative(s)) (+ label)   | str   |
 | choices        | prompt (or text), list of choices, answer    | int   |
 """
 
@@ -129,11 +129,13 @@ def choosing(known: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def contrasts(known: Mapping[str, str]) -> list[dict[str, str]]:
-    """A text with the passage it belongs to, and maybe with one or a list of those it does not."""
+    """A text with the passage it belongs to, and maybe with one or a list of those it does not, or a label: rows of one
+    label belong together."""
     if "positive" not in known:
         return []
-    bare = [{"anchor": text, "positive": known["positive"]} for text in choose(known, names.ANCHOR)]
-    return bare + [{**b, "negative": known[n]} for b in bare for n in ("negative", "negatives") if n in known]
+    found = [{"anchor": text, "positive": known["positive"]} for text in choose(known, names.ANCHOR)]
+    found += [{**f, "negative": known[n]} for f in found for n in ("negative", "negatives") if n in known]
+    return found + [{**f, "label": column} for f in found for column in choose(known, names.LABEL)]
 
 
 def choose(known: Mapping[str, str], synonyms: Sequence[str]) -> list[str]:
