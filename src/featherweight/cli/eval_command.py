@@ -17,7 +17,7 @@ def command(
     model: Annotated[str | None, Parameter(help="Folder of a model: alone, or as the adapter's base.")] = None,
     task: Annotated[str | None, Parameter(help="The task, where the adapter does not say.")] = None,
     split: Annotated[str | None, Parameter(help="train, valid or test (default: the last there is).")] = None,
-    metrics: Annotated[str, Parameter(help="For texts: loss and any of e2e, rouge, bleu, exact, by commas.")] = "loss",
+    metrics: Annotated[str, Parameter(help="For texts: loss and any of e2e, rouge, bleu, exact, task, by commas.")] = "loss",
     columns: Annotated[str | None, Parameter(help="Which column is what: text=review,label=stars.")] = None,
     batch: Annotated[int, Parameter(help="Rows at a time.")] = 32,
     length: Annotated[int | None, Parameter(help="Most tokens per row.")] = None,

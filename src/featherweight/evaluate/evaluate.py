@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from featherweight.tasks.task import Task
 
 LOSS = ("loss",)
+OWN = "task"  # among text metrics: what the task itself scores its texts by
 
 
 def evaluate(
@@ -32,9 +33,10 @@ def evaluate(
 
     Tasks with a head always give all their metrics. Generating tasks give the loss (nats per trained token) and its
     perplexity, and for each set of text metrics in `metrics` ("e2e", "rouge", "bleu", "exact") generate one text per
-    distinct prompt and compare it with the answers of all rows that have this prompt. `batch` rows at a time, texts cut
-    at `length` tokens (default: what the model has). `split` defaults to the first of test, valid, train with rows.
-    Raises InputError for rows that the task cannot take, all at once, and for a tokenizer of another model.
+    distinct prompt and compare it with the answers of all rows that have this prompt; "task" is the task's own score of
+    these texts, row by row. `batch` rows at a time, texts cut at `length` tokens (default: what the model has).
+    `split` defaults to the first of test, valid, train with rows. Raises InputError for rows that the task cannot
+    take, all at once, and for a tokenizer of another model.
     """
     from featherweight.evaluate.source import labelled
 
@@ -42,7 +44,8 @@ def evaluate(
     name, examples, shape = labelled(data, split, columns)
     task, tokenizer = task_of(model, task, shape), tokenizer_of(model, tokenizer)
     for kind in kinds:
-        check_kind(kind)
+        if kind != OWN:
+            check_kind(kind)
     if kinds and not task.generates:
         raise InputError(Problem("text metrics of a task without text", "metrics", repr(LOSS), repr(tuple(kinds))))
     scores = score(model, task, examples, tokenizer, batch=batch, length=length)
@@ -86,4 +89,7 @@ def written(
     rows = task.ask([example for example, _ in grouped.values()], tokenizer, lengths(model, task, length))
     texts = run.predictions(model, task, rows, tokenizer, batch)
     references = [answers for _, answers in grouped.values()]
-    return {name: value for kind in kinds for name, value in text_scores(texts, references, kind).items()}
+    rows_ = [(text, answer) for text, answers in zip(texts, references, strict=True) for answer in answers]
+    own = task.score(*zip(*rows_, strict=True)) if OWN in kinds else {}
+    scored = [text_scores(texts, references, kind) for kind in kinds if kind != OWN]
+    return {name: value for found in (*scored, own) for name, value in found.items()}
