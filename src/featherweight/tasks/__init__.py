@@ -7,6 +7,7 @@ from featherweight.tasks.embedding import Embedding
 from featherweight.tasks.masked_lm import MaskedLM
 from featherweight.tasks.multilabel import MultiLabel
 from featherweight.tasks.pick import task_for
+from featherweight.tasks.reasoning import ChainOfThought, Seq2SeqChainOfThought
 from featherweight.tasks.regression import Regression
 from featherweight.tasks.seq2seq import Seq2Seq
 from featherweight.tasks.seq2seq_choices import Seq2SeqChoices
@@ -14,6 +15,6 @@ from featherweight.tasks.span_corruption import SpanCorruption
 from featherweight.tasks.task import Task
 
 __all__ = [
-    "CausalLM", "Choices", "Classification", "Embedding", "MaskedLM", "MultiLabel", "Regression", "Seq2Seq",
-    "Seq2SeqChoices", "SpanCorruption", "Task", "task_for",
+    "CausalLM", "ChainOfThought", "Choices", "Classification", "Embedding", "MaskedLM", "MultiLabel", "Regression",
+    "Seq2Seq", "Seq2SeqChainOfThought", "Seq2SeqChoices", "SpanCorruption", "Task", "task_for",
 ]  # fmt: skip
