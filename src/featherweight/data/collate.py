@@ -30,6 +30,8 @@ def collate(items: Sequence[Encoded], pad_id: int | None, packed: bool = False, 
         tensors["token_type_ids"] = padded(kinds, 0, width)
     if any(item.choices for item in items):
         tensors["choices"] = choices([item.choices or [] for item in items])
+    if names := dict.fromkeys(name for item in items for name in item.more or {}):
+        tensors |= {name: ragged([(item.more or {}).get(name, []) for item in items]) for name in names}
     labels = [item.labels for item in items if item.labels is not None]
     if len(labels) not in (0, len(items)):
         bare = next(item.where for item in items if item.labels is None)
@@ -46,6 +48,11 @@ def choices(rows: Sequence[Sequence[Sequence[int]]]) -> Tensor:
     width = max(len(ids) for row in rows for ids in row)
     most = max(map(len, rows))
     return torch.stack([padded([*row, *[[]] * (most - len(row))], UNTRAINED, width) for row in rows])
+
+
+def ragged(rows: Sequence[Sequence[int]]) -> Tensor:
+    """(batch, longest), -100 where there is none."""
+    return padded(rows, UNTRAINED, max(map(len, rows)))
 
 
 def tokens(items: Sequence[Encoded], width: int, multiple: int) -> Tensor:

@@ -25,15 +25,23 @@ PROMPTS = [pair.split() for pair in (
 CHOICES = ["choices", "options", "endings", "answer_choices"]
 CONTEXT = [*TEXT, "prompt", "input", "ctx", "context"]
 ANCHOR = ["anchor", *TEXT, "premise"]
+ASKED = [pair.split() for pair in ("text text_pair", "question context", "question paragraph", "query context")]
+SPANS = ["answers", "answer"]
+TOKENS = ["tokens", "words"]
+TAGS = ["tags", "ner_tags", "ner", "entities", "labels", "pos_tags", "chunk_tags"]
+SUBJECT = ["subject", "sub_label"]
+OBJECT = ["object", "obj_label"]
+RELATION = ["relation", "predicate_id"]
 OUTPUT = ["output", "response", "completion", "answer"]
 MESSAGES = ["messages", "conversations", "conversation"]
 ROLES = ("text", "text_pair", "label", "score", "labels", "prompt", "completion", "instruction", "input", "output",
-         "system", "history", "messages", "choices", "anchor", "positive",
-         "negative")  # fmt: skip
+         "system", "history", "messages", "choices", "anchor", "positive", "negative", "answers", "start", "tokens",
+         "tags", "subject", "object", "relation", "template")  # fmt: skip
+ANSWERS = ("label", "score", "labels", "completion", "output", "answers", "tags", "object")  # what a question lacks
 KNOWN = frozenset(
-    [*TEXT, *LABEL, *SCORE, *LABELS, *CHOICES, *OUTPUT, *MESSAGES, *ROLES]
+    [*TEXT, *LABEL, *SCORE, *LABELS, *CHOICES, *OUTPUT, *MESSAGES, *ROLES, *SUBJECT, *OBJECT]
     + [n for pair in (*PAIRS, *PROMPTS) for n in pair]
-) - {"positive", "negative"}  # in a first line they are as likely two classes
+) - {"positive", "negative", "start", "subject", "object"}  # in a first line they are as likely classes
 
 
 def plain_name(name: str) -> str:

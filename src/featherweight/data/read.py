@@ -1,4 +1,4 @@
-"""`read`: one file to rows that know their line. csv, tsv, jsonl, json, parquet, txt; or dicts already in memory.
+"""`read`: one file to rows that know their line. csv, tsv, jsonl, json, parquet, txt, conll; or dicts already in memory.
 
 txt: one row per paragraph where blank lines separate paragraphs, else one row per line; lines that all hold the same
 number of tabs are read as tsv, and lines that all start with a class number or a `__label__` as label and text.
@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.core.errors import InputError, Problem, listed, raise_all
+from featherweight.data import conll, squad
 from featherweight.data.jsons import read_json, read_jsonl
 from featherweight.data.shape import mapping
 from featherweight.data.table import read_table
 from featherweight.data.text import read_text
 from featherweight.data.types import Row, Rows
 
-KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
+KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt", *conll.SUFFIXES)
 LED = re.compile(r"(?:__label__)?(?P<label>(?<=__label__)\S+|\d+)\s+(?P<text>\S.*)")
 Columns = Mapping[str, str] | str | None
 
@@ -33,7 +34,11 @@ def read(source: str | Path | Iterable[Mapping[str, Any]], columns: Columns = No
     if kind == ".parquet":
         return read_parquet(path)
     text, notes = read_text(path)
-    if kind in (".jsonl", ".ndjson"):
+    if kind in conll.SUFFIXES or (kind == ".txt" and conll.looks_so(text)):
+        rows = conll.read_conll(path, text)
+    elif kind == ".json" and squad.looks_so(text):
+        rows = squad.read_squad(path, text)
+    elif kind in (".jsonl", ".ndjson"):
         rows = read_jsonl(path, text)
     elif kind == ".json":
         rows = read_json(path, text)

@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import Any
 
-from featherweight.core.errors import Problem, raise_all
+from featherweight.core.errors import raise_all
 from featherweight.data.chat import chat
-from featherweight.data.jsons import short
+from featherweight.data.facts import fact
+from featherweight.data.fields import Found, bad, text_at
 from featherweight.data.shape import Shape, missing, number
+from featherweight.data.spans import spanned
+from featherweight.data.tagged import tagged
 from featherweight.data.types import Example, Row, Turn
-
-Found = list[Problem]
 
 
 def examples(rows: Sequence[Row], shape: Shape) -> list[Example]:
@@ -20,25 +21,6 @@ def examples(rows: Sequence[Row], shape: Shape) -> list[Example]:
     made = [build(row, shape, problems) for row in rows]
     raise_all(problems)
     return made
-
-
-def bad(row: Row, column: str, what: str, expected: str, value: Any) -> Problem:
-    got = "nothing" if column not in row.fields else short(value)
-    return Problem(what, f"{row.where}:{column}", expected, got)
-
-
-def text_at(row: Row, column: str, problems: Found, optional: bool = False) -> str:
-    """The text in a column; numbers are no texts, and an empty one is a problem unless it is optional."""
-    value = row.fields.get(column)
-    if missing(value):
-        if not optional:
-            what = "empty text" if column in row.fields else "missing field"
-            problems.append(bad(row, column, what, "text", value))
-        return ""
-    if not isinstance(value, str):
-        problems.append(bad(row, column, "wrong type", "text", value))
-        return ""
-    return value
 
 
 def classify(row: Row, shape: Shape, problems: Found) -> Example:
@@ -193,5 +175,5 @@ LABELS: dict[str, Callable[[Row, str, Found], Any]] = {
 BUILDERS: dict[str, Callable[[Row, Shape, Found], Example]] = {
     "text": classify, "classification": classify, "pair": classify, "regression": classify, "multilabel": classify,
     "completion": prompt, "instruction": instruction, "messages": messages,
-    "choices": choosing, "contrast": contrasting,
+    "choices": choosing, "contrast": contrasting, "spans": spanned, "tokens": tagged, "fact": fact,
 }  # fmt: skip

@@ -12,6 +12,9 @@
 | messages       | messages or conversations                    |       |
 | contrast       | anchor, positive (+ negative(s)) (+ label)   | str   |
 | choices        | prompt (or text), list of choices, answer    | int   |
+| spans          | question, context, answers (+ answer_start)  | tuple |
+| tokens         | list of tokens, list of their tags           | tuple |
+| fact           | subject, object, template or relation        | str   |
 """
 
 from collections.abc import Mapping, Sequence
@@ -105,6 +108,8 @@ def candidates(known: Mapping[str, str]) -> list[dict[str, str]]:
     found += [{"prompt": known[a], "completion": known[b]} for a, b in names.PROMPTS if a in known and b in known]
     found += [{"prompt": known["prompt"]}] if "prompt" in known else []
     found += choosing(known) + contrasts(known)
+    if plain := spans(known) + tagged(known) + facts(known):  # beside these a title or a sentence is no meaning
+        found = [f for f in found if set(f) != {"text"}] + plain
     found += instructions(known) + [{"messages": column} for column in choose(known, names.MESSAGES)]
     return maximal(found)
 
@@ -138,6 +143,26 @@ def contrasts(known: Mapping[str, str]) -> list[dict[str, str]]:
     return found + [{**f, "label": column} for f in found for column in choose(known, names.LABEL)]
 
 
+def spans(known: Mapping[str, str]) -> list[dict[str, str]]:
+    """A question with the passage that its answer is a piece of, and maybe where it starts."""
+    start = {"start": known[n] for n in ("start", "answer_start") if n in known}
+    return [{"text": known[a], "text_pair": known[b], "answers": column, **start}
+            for a, b in names.ASKED if a in known and b in known for column in choose(known, names.SPANS)]  # fmt: skip
+
+
+def tagged(known: Mapping[str, str]) -> list[dict[str, str]]:
+    bare = [{"tokens": column} for column in choose(known, names.TOKENS)]
+    return bare + [{**b, "tags": column} for b in bare for column in choose(known, names.TAGS)]
+
+
+def facts(known: Mapping[str, str]) -> list[dict[str, str]]:
+    """A subject with its object, the relation between them, or the words of it; one of these at least."""
+    rest = {role: choose(known, synonyms)[:1] for role, synonyms in
+            (("object", names.OBJECT), ("relation", names.RELATION), ("template", ["template"]))}  # fmt: skip
+    found = {role: columns[0] for role, columns in rest.items() if columns}
+    return [{"subject": column, **found} for column in choose(known, names.SUBJECT)[:1] if found]
+
+
 def choose(known: Mapping[str, str], synonyms: Sequence[str]) -> list[str]:
     """The column of the role's own name (the first synonym) if there is one, else all that go by another."""
     return [known[synonyms[0]]] if synonyms[0] in known else [known[n] for n in synonyms if n in known]
@@ -163,6 +188,11 @@ def settle(rows: Sequence[Row], columns: dict[str, str]) -> Shape:
             answer = {"instruction": "output", "prompt": "completion"}.get(role)
             labelled = answer is None or filled(rows, columns.get(answer, ""))
             return Shape("completion" if role == "prompt" else role, columns, labelled)
+    for role, name, answer in (
+        ("answers", "spans", "answers"), ("tokens", "tokens", "tags"), ("subject", "fact", "object")
+    ):  # fmt: skip
+        if role in columns:
+            return Shape(name, columns, filled(rows, columns.get(answer, "")))
     if "positive" in columns:
         return Shape("contrast", columns)
     if "choices" in columns:

@@ -48,12 +48,16 @@ class Example:
     turns: tuple[Turn, ...] = ()  # prompt/completion, instruction, plain text
     messages: tuple[dict[str, Any], ...] = ()  # rendered with the tokenizer's own chat template
     choices: tuple[str, ...] = ()  # answers to `text`, of which `label` is the number of the right one
+    words: tuple[str, ...] = ()  # a text that is cut into words already, with a tag for each as `label`
     source: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of one example. `labels`: token ids (-100 where untrained), else int, float or list[float]."""
+    """Token ids of one example. `labels`: token ids (-100 where untrained), else int, float or list[float].
+
+    `more` holds what else a task needs, whole numbers by the name of their tensor: with "windows", `input_ids` are
+    several inputs one after the other, of these lengths."""
 
     where: str
     input_ids: list[int]
@@ -62,6 +66,7 @@ class Encoded:
     truncated: int = 0  # tokens cut
     source: int = 0
     choices: list[list[int]] | None = None  # token ids of each answer to choose from
+    more: dict[str, list[int]] | None = None
     units: int | None = None  # of loss, where the labels do not say
 
 

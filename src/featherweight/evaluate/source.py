@@ -9,6 +9,7 @@ from typing import Any
 
 from featherweight.core.errors import InputError, Problem, listed, raise_all
 from featherweight.data.load import Data, fitting, load
+from featherweight.data.names import ANSWERS
 from featherweight.data.read import read
 from featherweight.data.rows import examples
 from featherweight.data.shape import Shape, shape_of
@@ -57,7 +58,7 @@ def without_labels(rows: Iterable[Row], columns: Columns) -> list[Example]:
     """Examples of rows whose answers, if any, do not matter: a prompt keeps the seam that its answer would follow."""
     rows = list(rows)
     shape = shape_of(rows, columns)
-    bare = {"label", "score", "labels", "completion", "output"} & set(shape.columns)
+    bare = set(ANSWERS) & set(shape.columns)
     if shape.name in ("classification", "pair", "regression", "multilabel"):
         shape = Shape("text", {role: column for role, column in shape.columns.items() if role not in bare}, False)
     elif bare:
