@@ -22,7 +22,8 @@ WEIGHTED = re.compile(r"^(?P<path>.+):(?P<weight>\d+(\.\d+)?([eE][-+]?\d+)?)$")
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Rows by split, all of one shape and all checked; `weights`: one number per source file of `train`, or None."""
+    """Rows by split, all of one shape and all checked; `weights`: one number per source file of `train`, or None;
+    `name`: what it was read from, where that has one."""
 
     train: Sequence[Row]
     valid: Sequence[Row] = ()
@@ -30,6 +31,7 @@ class Data:
     shape: Shape = field(default_factory=lambda: Shape("text"))
     weights: tuple[float, ...] | None = None
     notes: tuple[str, ...] = ()
+    name: str = ""
 
 
 def load(source: Any, columns: Columns = None) -> Data:
@@ -47,7 +49,12 @@ def load(source: Any, columns: Columns = None) -> Data:
     raise_all(problems)
     notes = (*(n for rows in splits.values() for n in rows.notes), *unused(train, shape))
     held = {name: rows for name, rows in splits.items() if name in SPLITS}
-    return Data(**{"train": Rows(), **held}, shape=shape, weights=weights, notes=notes)
+    return Data(**{"train": Rows(), **held}, shape=shape, weights=weights, notes=notes, name=named(source))
+
+
+def named(source: Any) -> str:
+    """A path, or a name on the hub; rows in memory have none."""
+    return str(source) if isinstance(source, str | Path) else ""
 
 
 def unused(rows: Sequence[Row], shape: Shape) -> list[str]:
