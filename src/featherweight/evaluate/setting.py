@@ -42,7 +42,7 @@ def task_of(model: nn.Module, task: Task | None, shape: Any = None) -> Task:
     if found is None and shape is not None:
         from featherweight.tasks.pick import task_for
 
-        found = task_for(shape)
+        found = task_for(shape, getattr(inner(model), "config", None))
     found = found or task_of_model(model)
     if found is None:
         fix = "give task=..., for instance fw.Classification()"

@@ -1,4 +1,4 @@
-"""The task that a data shape asks for."""
+"""The task that a data shape asks for, and among tasks of one shape the one that the model's architecture can do."""
 
 from typing import Any
 
@@ -14,12 +14,25 @@ from featherweight.tasks.task import Task
 DEFAULTS: tuple[type[Task], ...] = (Classification, MultiLabel, Regression, CausalLM, Choices, Embedding)
 
 
-def task_for(shape: Any) -> Task:
-    """The default task of a `Shape` or of its name. Generative rows and choices are a decoder's unless Seq2Seq or
-    Seq2SeqChoices is asked for."""
+def task_for(shape: Any, config: Any = None) -> Task:
+    """The default task of a `Shape` or of its name, for a model of this `config`: generative rows and choices are a
+    decoder's, an encoder-decoder's or a masked language model's. Without a config they are a decoder's."""
     name = str(getattr(shape, "name", shape))
-    for kind in DEFAULTS:
-        if name in kind.shapes:
-            return kind()
-    known = [s for kind in DEFAULTS for s in kind.shapes]
-    raise InputError(Problem("no task takes this shape of data", "task", f"one of {listed(known)}", repr(name)))
+    kinds = [kind for kind in DEFAULTS if name in kind.shapes]
+    if not kinds:
+        known = [s for kind in DEFAULTS for s in kind.shapes]
+        raise InputError(Problem("no task takes this shape of data", "task", f"one of {listed(known)}", repr(name)))
+    default, head = kinds[0], head_of(config)
+    if default.auto == "AutoModelForCausalLM" and head != default.auto:
+        others: list[Any] = list(Task.known.values())
+        default = next((k for k in others if k.auto == head and name in k.shapes), default)
+    return default()
+
+
+def head_of(config: Any) -> str:
+    """transformers' Auto class of the language model that a config describes."""
+    if getattr(config, "is_encoder_decoder", False):
+        return "AutoModelForSeq2SeqLM"
+    names = getattr(config, "architectures", None) or ()
+    masked = any(name.endswith("ForMaskedLM") for name in names)
+    return "AutoModelForMaskedLM" if masked else "AutoModelForCausalLM"

@@ -10,6 +10,7 @@ from torch import nn
 from featherweight.core.errors import InputError, Problem
 from featherweight.data.shape import mapping
 from featherweight.quant.recipe import Recipe
+from featherweight.train.recipes import RunRecipe
 from featherweight.train.settings import Settings
 from featherweight.train.setup import base_name
 from featherweight.train.step import Trained
@@ -18,11 +19,13 @@ Form = dict[str, Any]
 MEMORY = "rows in memory"
 
 
-def origin(model: Any, data: Any, output: Path | None, name: str, columns: Any, start: Any) -> Form:
+def origin(model: Any, data: Any, output: Path | None, name: str, columns: Any, start: Any,
+           recipe: RunRecipe | None = None, template: str | None = None) -> Form:  # fmt: skip
     """What was given, by the names of the command line; None where it has no name there (a live model)."""
     return {
         "model": pathlike(model), "from": pathlike(start), "data": recorded(data), "output": pathlike(output),
         "name": name, "columns": mapping(columns) or None,
+        "recipe": None if recipe is None else type(recipe).__name__.lower(), "template": template,
     }  # fmt: skip
 
 

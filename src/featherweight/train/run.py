@@ -30,6 +30,7 @@ from featherweight.train.loop import Loop
 from featherweight.train.output import CHECKPOINTS, METRICS, RUN, claim, hash_rows, resumable, write_text
 from featherweight.train.plot import curve
 from featherweight.train.ranks import Ranks, ranks
+from featherweight.train.recipes import RunRecipe, recipe_of, under
 from featherweight.train.seeds import own_generators
 from featherweight.train.settings import FREE, Settings, settings
 from featherweight.train.step import Stepper, Trained
@@ -53,7 +54,8 @@ class Run:
 
 def train(model: Any, data: Any, task: Task | None = None, *, output: str | os.PathLike[str] | None = None,
           method: Method | None = None, name: str = "default", tokenizer: Any = None, columns: Any = None,
-          start: str | os.PathLike[str] | None = None, quantize: Any = None, **values: Any) -> Run:  # fmt: skip
+          start: str | os.PathLike[str] | None = None, quantize: Any = None, recipe: RunRecipe | str | None = None,
+          template: str | None = None, **values: Any) -> Run:  # fmt: skip
     """Train the active, marked adapters of `model` on `data`; the base stays as it is.
 
     model: a live model, or a path or hub name to load for the task (then `method` says what to attach).
@@ -62,21 +64,22 @@ def train(model: Any, data: Any, task: Task | None = None, *, output: str | os.P
     output: folder of the adapter, the model card, run.toml, metrics and checkpoints; None writes nothing.
     method, name: what to attach before training, and under which name; None trains what is active and marked.
     start: folder of an adapter to go on training, on `model` or (None) on the base that it names.
-    quantize: the number format of a base that is loaded here: a scheme, its name or its file form; "none" for a plain
-    base where `start` was trained on a quantized one.
+    quantize: number format of a base loaded here: a scheme, its name, its form in a file; "none" undoes the `start`'s.
+    recipe: "tfew": settings, method and task by one word, for all that is not given here.
+    template: prompt templates that write the rows: "rte" (all of the set), "rte/guarantee", a folder of one's own.
     values: every field of `Settings`.
 
-    A dev split is evaluated. The model is left in eval mode with the best evaluated weights (the last ones without dev
-    rows, or with best=False). Raises InputError for anything wrong with the input, Stopped after a signal (the step is
-    saved), NoGradient, NotFinite and CheckpointError.
+    A dev split is evaluated; the model is left in eval mode with the best evaluated weights, else the last. Raises
+    InputError for wrong input, Stopped after a signal (the step is saved), NoGradient, NotFinite and CheckpointError.
     """
-    chosen = settings(values)
+    followed = recipe_of(recipe)
+    chosen = settings(under(followed, values))
     place = ranks(chosen.device)
     setup.check_precision(chosen.precision, place.device)
     folder = None if output is None else Path(output)
     if chosen.resume and folder is None:
         raise InputError(Problem("there is nothing to resume without an output folder", "resume", fix="give output"))
-    given = origin(model, data, folder, name, columns, start) | {"quantize": spelt(quantize)}
+    given = origin(model, data, folder, name, columns, start, followed, template) | {"quantize": spelt(quantize)}
     with ExitStack() as stack:
         if folder is not None and place.main:
             stack.enter_context(claim(folder, chosen.resume))
@@ -86,6 +89,8 @@ def train(model: Any, data: Any, task: Task | None = None, *, output: str | os.P
         stop = stack.enter_context(Stop())
         stack.enter_context(own_generators(place.device))
         model = setup.begun(model, start, method, name, quantize)
+        task, method = setup.advised(followed, model, task, method, chosen, say.say)
+        data = setup.worded(data, template, columns, chosen.seed)
         return go(model, data, task, folder, method, name, tokenizer, columns, given, chosen, place, say, stop)
 
 
@@ -202,7 +207,7 @@ def finish(loop: Loop, run: Run, trained: Trained, tokenizer: Any, form: dict[st
         "rows": len(loop.stepper.feed.rows), "dev": len(loop.dev.rows) if loop.dev else 0,
         "digest": loop.identity["data"][:16],
     }  # fmt: skip
-    shown = {k: v for k, v in form.items() if k in Settings.model_fields}
+    shown = {k: v for k, v in form.items() if k in Settings.model_fields or k in ("recipe", "template")}
     write_text(folder / "README.md", card(facts, shown, run.scores))
     if loop.board is not None:
         loop.board.close()

@@ -25,6 +25,7 @@ from featherweight.tasks.check import check_causal, check_length, check_vocabula
 from featherweight.train.evaluation import Dev
 from featherweight.train.feed import Feed, units
 from featherweight.train.ranks import Ranks
+from featherweight.train.recipes import RunRecipe
 from featherweight.train.seeds import derive, reseed
 from featherweight.train.settings import Settings
 from featherweight.train.step import Trained
@@ -55,11 +56,48 @@ def material(data: Any, task: Task | None, model: Any, columns: Any, say: Say) -
     dev = examples(loaded.valid, fitting(loaded.valid, loaded.shape))
     if not train:
         raise InputError(Problem("no row to train on", "data", got=str(data)))
-    chosen = task or getattr(model, "task", None) or task_for(loaded.shape)
+    chosen = task or getattr(model, "task", None) or task_for(loaded.shape, config(model))
     fitted = chosen.fit(train)
     raise_all([*fitted.check(train), *fitted.check(dev)])
-    name = os.fspath(data) if isinstance(data, str | os.PathLike) else "rows in memory"
+    name = os.fspath(data) if isinstance(data, str | os.PathLike) else loaded.name or "rows in memory"
     return Material(fitted, train, dev, loaded.weights, name)
+
+
+def worded(data: Any, template: str | None, columns: Any, seed: int) -> Any:
+    """The data, its rows written by prompt templates where these are given."""
+    if template is None:
+        return data
+    if columns:
+        fix = "templates name the columns of the file themselves"
+        raise InputError(Problem("templates and columns do not go together", "columns", fix=fix))
+    from featherweight.data.templates import trained_on
+
+    return trained_on(data, template, seed)
+
+
+def config(model: Any) -> Any:
+    """The config of a live model, or of a path; None where there is none."""
+    if not isinstance(model, str | os.PathLike):
+        return getattr(model, "config", None)
+    from featherweight.interop.streamed import config_of
+    from featherweight.interop.transformers import refusing
+
+    with refusing(os.fspath(model)):
+        return config_of(model, {})[0]
+
+
+def advised(
+    recipe: RunRecipe | None, model: Any, task: Task | None, method: Method | None, chosen: Settings, say: Say
+) -> tuple[Task | None, Method | None]:
+    """The task and method of a recipe where none is given; adapters that are there stay the ones that train."""
+    if recipe is None:
+        return task, method
+    shape = config(model)
+    bare = not isinstance(model, nn.Module) or not switch_of(model).attached
+    method = method or (recipe.method if bare else None)
+    task = task or recipe.task(shape)
+    say(recipe.told(chosen.model_dump(exclude_none=True), method, task, shape))
+    return task, method
 
 
 def unanswered(data: Data) -> Problem:
