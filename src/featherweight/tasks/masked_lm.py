@@ -31,6 +31,7 @@ class MaskedLM(Task):
 
     auto: ClassVar[str] = "AutoModelForMaskedLM"
     shapes: ClassVar[tuple[str, ...]] = ("text",)
+    fills: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
@@ -54,7 +55,7 @@ class MaskedLM(Task):
 
         return encode_text_all(examples, tokenizer, length)
 
-    def hide(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    def pose(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """The inputs with some tokens hidden, and what they were (batch, seq), -100 elsewhere."""
         from featherweight.data.corruption import IGNORED, masked
         from featherweight.tasks.heads import inputs
@@ -72,7 +73,7 @@ class MaskedLM(Task):
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         from featherweight.tasks.token_loss import IGNORED, token_loss
 
-        given, targets = self.hide(model, batch)
+        given, targets = self.pose(model, batch)
         return token_loss(model, given, targets), (targets != IGNORED).sum()
 
     def examine(
@@ -83,7 +84,7 @@ class MaskedLM(Task):
 
         from featherweight.tasks.token_loss import IGNORED
 
-        given, targets = self.hide(model, batch)
+        given, targets = self.pose(model, batch)
         logits = model(**given).logits.float()
         loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
         found, hidden = logits.argmax(-1) == targets, targets != IGNORED

@@ -91,6 +91,12 @@ class SpanCorruption(Task):
         mask = filled([[1] * len(kept) for kept, _ in pairs], 0).to(device)
         return inputs, mask, targets
 
+    def pose(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        from featherweight.tasks.seq2seq import Seq2Seq
+
+        ids, mask, targets = self.hide(model, batch)
+        return Seq2Seq().pose(model, {"input_ids": ids, "attention_mask": mask, "labels": targets})
+
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         from featherweight.tasks.seq2seq import Seq2Seq
 

@@ -25,6 +25,7 @@ class Task(Noun):
     shapes: ClassVar[tuple[str, ...]] = ()
     best: ClassVar[tuple[str, bool]] = ("loss", False)
     whole: ClassVar[bool] = False  # rows of a batch see each other: cut into no more micro-batches than asked for
+    fills: ClassVar[bool] = False  # restores hidden tokens of its own input: logits mean something everywhere
     generates: ClassVar[bool] = False  # predictions are text: costly, made only where they are asked for
 
     def fit(self, examples: Sequence[Example]) -> Self:
