@@ -23,7 +23,7 @@ from featherweight.data.rows import examples
 from featherweight.data.shape import Shape, missing
 from featherweight.data.types import Row, Rows
 
-__all__ = ["HOME", "Prompts", "prompted", "prompts", "template_sets", "trained_on"]
+__all__ = ["HOME", "Prompts", "label_names", "prompted", "prompts", "raw", "template_sets", "trained_on"]
 
 SHAPE = Shape("choices", {"text": "text", "choices": "choices", "label": "label"})
 DRAWN = "/drawn"
@@ -108,6 +108,12 @@ def rendered(rows: Rows, sets: Sequence[Prompts], choose: Chosen, problems: list
             text, choices = written(row, given, sets[at].templates[template], problems)
             made.append(Row({"text": text, "choices": choices, "label": label}, row.where, row.source))
     return Rows(made, rows.notes)
+
+
+def label_names(splits: Mapping[str, Rows], name: str | Path) -> tuple[str, ...]:
+    """The names of a set's labels for these rows; none where they are numbers."""
+    found = prompts(name)
+    return Prompts("", {}, found.numbers or numbers_of(next(iter(splits.values())), 0)).labels
 
 
 def numbers_of(rows: Rows, source: int) -> Mapping[str, int] | None:

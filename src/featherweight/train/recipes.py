@@ -60,7 +60,7 @@ class TFew(RunRecipe):
     paper: ClassVar[str] = "Liu et al. 2022"
     shape: ClassVar[str] = "choices"
     settings: ClassVar[Mapping[str, Any]] = {
-        "optimizer": "adafactor", "lr": 3e-3, "schedule": "linear", "warmup": 60.0, "steps": 1000, "batch": 8,
+        "optimizer": "adafactor", "lr": 3e-3, "schedule": "linear", "warmup": 60, "steps": 1000, "batch": 8,
         "clip": 1.0, "decay": 0.0, "best": False, "checkpoint_every": 100, "eval_every": 1000,
     }  # fmt: skip
 
