@@ -9,6 +9,7 @@ from featherweight.cli.amount import bytes_of
 from featherweight.cli.flags import normal, read_flags
 from featherweight.cli.nouns import noun, placed
 from featherweight.cli.recipes import recipe
+from featherweight.cli.run_recipe import with_recipe
 from featherweight.cli.schema import OWN, Key, methods, run_keys, tasks
 from featherweight.cli.toml_file import TABLES, read_toml
 from featherweight.cli.value import Value, fitted
@@ -30,6 +31,9 @@ class RunConfig:
     name: str = "default"
     start: str | None = None  # --from: the adapter to go on with
     columns: dict[str, str] | None = None
+    recipe: str | None = None
+    template: str | None = None
+    seeds: tuple[int, ...] = ()
     limit: int | None = None  # bytes that the plan of the run may need
     settings: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
@@ -45,7 +49,7 @@ def read_config(tokens: Sequence[str]) -> RunConfig:
             listed = read_toml(file)
         except InputError as error:
             problems += error.problems
-    values = overridden(listed, flags)
+    values = with_recipe(overridden(listed, flags), problems)
     made = checked(values, keys, problems)
     method = noun("method", methods, values, problems)
     task = noun("task", tasks, values, problems)
@@ -53,12 +57,14 @@ def read_config(tokens: Sequence[str]) -> RunConfig:
     needed(values, problems)
     settings = {k: v for k, v in made.items() if k not in {own.name for own in OWN} and "." not in k}
     problems += together(settings, values)
+    seeds = several(made.get("seeds"), values, problems)
     limit = bytes_of(made.get("limit"), values["limit"].where if "limit" in values else "", problems)
     raise_all(problems)
     return RunConfig(
         model=made.get("model"), data=made.get("data"), output=made.get("output") or default_output(made["data"]),
         task=task, method=method, quantize=quantize, name=made.get("name", "default"), start=made.get("from"),
-        columns=columns(made), limit=limit, settings=settings, origins={k: v.where for k, v in values.items()},
+        columns=columns(made), recipe=made.get("recipe"), template=made.get("template"),
+        seeds=seeds, limit=limit, settings=settings, origins={k: v.where for k, v in values.items()},
     )  # fmt: skip
 
 
@@ -146,6 +152,16 @@ def read_columns(text: str) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in text.split(",") if pair]
     raise_all(Problem("not a pair", "--columns", "ours=theirs", repr("".join(p))) for p in pairs if not (p[1] and p[2]))
     return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
+def several(given: Any, values: Mapping[str, Value], problems: list[Problem]) -> tuple[int, ...]:
+    """The seeds of a run for each: one or more, each once."""
+    seeds = () if given is None else tuple(dict.fromkeys(given if isinstance(given, tuple) else (given,)))
+    if any(seed < 0 for seed in seeds):
+        problems.append(Problem("wrong value", values["seeds"].where, "whole numbers from 0", str(seeds)))
+    if seeds and "seed" in values:
+        problems.append(Problem("a seed beside the seeds", values["seed"].where, fix="leave one of them out"))
+    return seeds
 
 
 def default_output(data: Any) -> str:

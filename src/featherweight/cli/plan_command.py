@@ -12,6 +12,7 @@ from featherweight.cli.config import checked, columns, overridden, together
 from featherweight.cli.flags import read_flags
 from featherweight.cli.nouns import noun
 from featherweight.cli.recipes import recipe
+from featherweight.cli.run_recipe import with_recipe
 from featherweight.cli.schema import OWN, Key, methods, run_keys, tasks
 from featherweight.cli.screen import Shown
 from featherweight.cli.toml_file import read_toml
@@ -71,7 +72,7 @@ def read(words: tuple[str, ...]) -> tuple[dict[str, Any], list[Problem], dict[st
             problems += error.problems
     elif first is not None:
         flags = [Value("model", str(first), "MODEL", flag=True), *flags]
-    values = overridden(listed, flags)
+    values = with_recipe(overridden(listed, flags), problems)
     return checked(values, keys, problems), problems, values
 
 

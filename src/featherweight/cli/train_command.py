@@ -1,5 +1,7 @@
 """`fw train`: a run from a file, from flags, or from a file with flags over it."""
 
+import sys
+from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
 
@@ -8,6 +10,7 @@ from cyclopts import Parameter
 from featherweight.cli.config import RunConfig, read_config
 from featherweight.cli.nouns import placed
 from featherweight.cli.screen import Shown
+from featherweight.cli.seeds_screen import report as seeds_report
 from featherweight.cli.train_help import train_help
 from featherweight.core.errors import InputError, Problem
 
@@ -19,10 +22,10 @@ def command(*words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Sho
     config = read_config(words)
     try:
         keep_within(config)
-        run = trained(config)
+        run = repeated(config) if config.seeds else trained(config)
     except InputError as error:  # found while running: said where the user wrote it
         raise InputError(*(placed(p, config.origins, "") for p in error.problems)) from error
-    return report(config, run)
+    return seeds_report(run, f"new.csv{again(config.columns)}") if config.seeds else report(config, run)
 
 
 def keep_within(config: RunConfig) -> None:
@@ -55,11 +58,29 @@ def trained(config: RunConfig) -> Any:
     """The run itself: one call of the API."""
     from featherweight.train.run import train
 
+    return train(config.model, config.data, config.task, output=config.output, **options(config))
+
+
+def repeated(config: RunConfig) -> Any:
+    """A run for each seed."""
+    from featherweight.train.repeats import repeat
+
+    count = len(config.seeds)
+
+    def begun(seed: int, folder: Path) -> None:
+        print(f"seed {seed}, {config.seeds.index(seed) + 1} of {count}: {folder}", file=sys.stderr, flush=True)
+
+    return repeat(config.model, config.data, config.task, seeds=config.seeds, output=config.output, begun=begun,
+                  **options(config))  # fmt: skip
+
+
+def options(config: RunConfig) -> dict[str, Any]:
+    """The keywords of the API."""
     method = config.method if config.start is not None else method_of(config)
-    return train(
-        config.model, config.data, config.task, output=config.output, method=method, name=config.name,
-        columns=config.columns, start=config.start, quantize=config.quantize, **config.settings,
-    )  # fmt: skip
+    return {
+        "method": method, "name": config.name, "columns": config.columns, "start": config.start,
+        "quantize": config.quantize, "recipe": config.recipe, "template": config.template, **config.settings,
+    }  # fmt: skip
 
 
 def report(config: RunConfig, run: Any) -> Shown:
