@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from featherweight.kernels import cross_entropy
 from featherweight.kernels.cross_entropy import linear_cross_entropy
 
 
@@ -105,3 +106,26 @@ def test_wrong_shapes_are_named():
     h, W, labels, b = case()
     with pytest.raises(ValueError, match=r"got \(10, 6\) and \(9,\)"):
         linear_cross_entropy(h, W, labels[:-1], b)
+
+
+def test_the_softmax_in_float32_is_held_a_slice_at_a_time(monkeypatch):
+    monkeypatch.setattr(cross_entropy, "SLICE", 3 * 512)
+    h, W, labels, _ = case(torch.bfloat16, 64, 8, 512)
+    wide = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal wide
+            out = func(*args, **(kwargs or {}))
+            found = [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+            wide = max([wide, *(t.numel() for t in found if t.dtype is torch.float32)])
+            return out
+
+    with Watch():
+        mine = linear_cross_entropy(h, W, labels, chunk=32)
+    assert wide == 3 * 512
+    (sliced,) = torch.autograd.grad(mine, h)
+    monkeypatch.undo()
+    whole = linear_cross_entropy(h, W, labels, chunk=32)
+    torch.testing.assert_close(mine, whole, rtol=1e-6, atol=0)
+    assert torch.equal(sliced, torch.autograd.grad(whole, h)[0])

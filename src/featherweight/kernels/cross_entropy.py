@@ -3,8 +3,8 @@
     loss = Σᵢ logsumexp(hᵢ Wᵀ + b) - (hᵢ Wᵀ + b)[tᵢ]        dh = (softmax - onehot) W
 
 h (n, d)   W (V, d)   t (n). A chunk of positions is projected, reduced and turned into its gradient before the next
-one is looked at, so that memory is chunk x V instead of several n x V, and the logits are still in cache when they
-are read again.
+one is looked at; the gradient of the logits takes their place, a slice of few positions at a time, so that float32
+softmaxes stay in cache. Memory is one chunk x V in the dtype of the product, instead of several n x V.
 """
 
 from typing import Any
@@ -15,7 +15,8 @@ from torch import Tensor
 from featherweight.core.precision import cast, compute_dtype
 from featherweight.kernels.first import first_derivative
 
-LOGITS = 1 << 23  # logits held at once: 32 MB in float32
+LOGITS = 1 << 23  # logits held at once: 32 MB in float32, 16 in bfloat16
+SLICE = 1 << 18  # of them, those reduced at once in float32: 1 MB
 
 
 def linear_cross_entropy(
@@ -80,17 +81,24 @@ def reduce_chunk(
     dh, dW, db = grads
     h = hidden[rows]
     logits = torch.nn.functional.linear(h, weight, bias)
-    at = labels.clamp(min=0)[:, None]
+    step, form = max(1, SLICE // weight.shape[0]), dh is not None or dW is not None or db is not None
+    loss = kept.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
+    for part, at, counts in zip(logits.split(step), labels.split(step), kept.split(step), strict=True):
+        loss += reduce_slice(part, at.clamp(min=0)[:, None], counts, db, form)
+    if dh is not None:
+        torch.mm(logits, weight, out=dh[rows])
+    if dW is not None:
+        dW += logits.t().mm(h)
+    return loss
+
+
+def reduce_slice(logits: Tensor, at: Tensor, kept: Tensor, db: Tensor | None, form: bool) -> Tensor:
+    """The summed loss of logits (m, V) at labels `at` (m, 1), whose gradient takes their place if `form`."""
     logp = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
     loss = -(logp.gather(1, at)[:, 0] * kept).sum()
-    if dh is None and dW is None and db is None:
-        return loss
-    delta = logp.exp_().scatter_add_(1, at, -torch.ones_like(at, dtype=logp.dtype)).mul_(kept[:, None])
-    if db is not None:
-        db += delta.sum(0)
-    delta = delta.to(h.dtype)
-    if dh is not None:
-        torch.mm(delta, weight, out=dh[rows])
-    if dW is not None:
-        dW += delta.t().mm(h)
+    if form:
+        delta = logp.exp_().scatter_add_(1, at, -torch.ones_like(at, dtype=logp.dtype)).mul_(kept[:, None])
+        logits.copy_(delta)
+        if db is not None:
+            db += delta.sum(0)
     return loss
