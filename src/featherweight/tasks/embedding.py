@@ -4,17 +4,18 @@
     loss  = - log( exp(e(q)·e(p⁺)/τ) / Σ_p exp(e(q)·e(p)/τ) )               p: all passages of the batch, τ: temperature
 
 Sources: van den Oord et al. 2018 (InfoNCE), arXiv:1807.03748; Henderson et al. 2017 (negatives from the batch),
-arXiv:1705.00652; Reimers and Gurevych 2019 (mean pooling), arXiv:1908.10084.
+arXiv:1705.00652; Reimers and Gurevych 2019 (mean pooling), arXiv:1908.10084. `chunk` is the gradient cache of Gao et
+al. 2021, arXiv:2101.06983: all texts of a batch meet in the loss while the activations of only a few are held.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+from zlib import crc32
 
 from featherweight.core.errors import InputError, Problem, raise_all
-from featherweight.tasks import retrieval
 from featherweight.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -26,10 +27,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, repr=False)
 class Embedding(Task):
     """Rows of a text and its passages (the positive one, then hard negatives), for an encoder without a head; a unit is
-    a row. A passage that equals a row's positive token for token is no negative of it. A prediction is the text's
-    embedding and its passages'; scores rank each text's positive among all passages of the split."""
+    a row. What belongs to a text is no negative of it: the positives of all rows with the same text, or, where rows
+    have labels, with the same label. A prediction is the text's embedding and its passages'; scores rank what belongs
+    to each text among all passages of the split, the text itself left out.
+
+    `temperature` is τ; `chunk` embeds so many texts at a time and recomputes them for the gradient (0: all at once):
+    the memory of a small batch with the negatives of a large one, for one more forward pass."""
 
     temperature: float = 0.05
+    chunk: int = 0
 
     auto: ClassVar[str] = "AutoModel"
     shapes: ClassVar[tuple[str, ...]] = ("contrast",)
@@ -38,6 +44,13 @@ class Embedding(Task):
 
     def check(self, examples: Sequence[Example]) -> list[Problem]:
         return [Problem("no positive passage", e.where, "a text and a passage") for e in examples if not e.choices]
+
+    def fit(self, examples: Sequence[Example]) -> Self:
+        wrong = [Problem("no such temperature", "task.temperature", "above 0", str(self.temperature))]
+        raise_all(wrong if self.temperature <= 0 else [])
+        raise_all([Problem("no such chunk", "task.chunk", "0 or more", str(self.chunk))] if self.chunk < 0 else [])
+        raise_all(self.check(examples))
+        return self
 
     def encode_all(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
         from featherweight.data.encode import encode_text_all
@@ -50,7 +63,7 @@ class Embedding(Task):
         for e, row in zip(examples, encode_text_all(examples, tokenizer, length), strict=True):
             own = [next(found) for _ in e.choices]
             cut = row.truncated + sum(p.truncated for p in own)
-            made.append(replace(row, labels=0, truncated=cut, choices=[p.input_ids for p in own]))
+            made.append(replace(row, labels=number(e), truncated=cut, choices=[p.input_ids for p in own]))
         return made
 
     def ask(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
@@ -61,32 +74,26 @@ class Embedding(Task):
     def embed(self, model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
         """(texts, d) of length 1, in fp32 at least."""
         import torch
-        from torch.nn.functional import normalize
+        from torch.utils.checkpoint import checkpoint
 
-        from featherweight.interop.pooling import mean
-
-        states = getattr(model(input_ids=ids, attention_mask=mask), "last_hidden_state", None)
-        if states is None:
-            fix = "load it for this task: fw.load_base(path, fw.Embedding())"
-            raise InputError(Problem("the model gives no states to embed by", "model", "an encoder without a head",
-                                     type(model).__name__, fix))  # fmt: skip
-        return normalize(mean(states.to(torch.promote_types(states.dtype, torch.float32)), mask), dim=-1)
+        if not self.chunk or len(ids) <= self.chunk:
+            return embedded(model, ids, mask)
+        pieces = zip(ids.split(self.chunk), mask.split(self.chunk), strict=True)
+        if torch.is_grad_enabled():
+            return torch.cat([checkpoint(embedded, model, *piece, use_reentrant=False) for piece in pieces])
+        return torch.cat([embedded(model, *piece) for piece in pieces])
 
     def passages(self, model: nn.Module, choices: Tensor) -> Tensor:
         """(passages, d) of all that are there in `choices` (batch, most, tokens), row by row."""
         ids = choices[(choices >= 0).any(2)]
         return self.embed(model, ids.clamp_min(0), (ids >= 0).long())
 
-    def contrast(self, queries: Tensor, passages: Tensor, choices: Tensor) -> Tensor:
+    def contrast(self, queries: Tensor, passages: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """The loss summed over rows."""
         from torch.nn.functional import cross_entropy
 
-        there = (choices >= 0).any(2)  # (batch, most)
-        ids = choices[there]
-        first = there.sum(1).cumsum(0) - there.sum(1)  # where each row's positive stands
-        same = (ids[first][:, None] == ids[None]).all(2)  # (batch, passages)
-        same[first.new_tensor(range(len(first))), first] = False
-        scores = (queries @ passages.T / self.temperature).masked_fill(same, float("-inf"))
+        first, belongs = related(batch)
+        scores = (queries @ passages.T / self.temperature).masked_fill(belongs, float("-inf"))
         return cross_entropy(scores, first, reduction="sum")
 
     def pair(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -96,40 +103,91 @@ class Embedding(Task):
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         choices = batch["choices"]
-        return self.contrast(*self.pair(model, batch), choices), choices.new_tensor(len(choices))
+        return self.contrast(*self.pair(model, batch), batch), choices.new_tensor(len(choices))
 
     def examine(
         self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any
     ) -> tuple[Tensor, Tensor, list[Any] | None]:
         texts, passages = self.pair(model, batch)
         choices = batch["choices"]
-        own = iter(passages.tolist())
         counts = (choices >= 0).any(2).sum(1).tolist()
-        made = [(text, [next(own) for _ in range(n)]) for text, n in zip(texts.tolist(), counts, strict=True)]
-        return self.contrast(texts, passages, choices), choices.new_tensor(len(choices)), made
+        own = passages.cpu().split(counts)
+        made = [(text.numpy(), p.numpy()) for text, p in zip(texts.cpu(), own, strict=True)]
+        return self.contrast(texts, passages, batch), choices.new_tensor(len(choices)), made
 
     def predict(self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any) -> list[Any]:
-        return [(text, []) for text in self.embed(model, batch["input_ids"], batch["attention_mask"]).tolist()]
+        texts = self.embed(model, batch["input_ids"], batch["attention_mask"])
+        return [(text.numpy(), ()) for text in texts.cpu()]
 
     def reference(self, example: Example) -> Any:
-        return example.choices or None
+        return example if example.choices else None
 
     def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-        import torch
+        import numpy as np
+
+        from featherweight.tasks.retrieval import groups, retrieval
 
         corpus: dict[str, Any] = {}
-        for (_, own), texts in zip(predictions, references, strict=True):
-            corpus |= dict(zip(texts, own, strict=True))
-        scores = torch.tensor([text for text, _ in predictions]) @ torch.tensor(list(corpus.values())).T
-        names = list(corpus)
-        order = scores.argsort(dim=1, descending=True, stable=True).tolist()
-        ranked = [[names[i] == texts[0] for i in row] for row, texts in zip(order, references, strict=True)]
-        return {
-            "hit_rate@1": retrieval.hit_rate(ranked, 1),
-            "hit_rate@10": retrieval.hit_rate(ranked, 10),
-            "mrr": retrieval.reciprocal_rank(ranked),
-            "ndcg@10": retrieval.ndcg(ranked, 10),
-        }
+        for (_, own), e in zip(predictions, references, strict=True):
+            corpus |= dict(zip(e.choices, own, strict=True))
+        place = {text: i for i, text in enumerate(corpus)}
+        keys = [key(e) for e in references]
+        of = groups(keys, [[place[e.choices[0]]] for e in references])
+        texts = np.stack([text for text, _ in predictions])
+        own = [place.get(e.text) for e in references]
+        return retrieval(texts, np.stack(list(corpus.values())), [of[k] for k in keys], own)
 
     def answer(self, prediction: Any) -> dict[str, Any]:
-        return {"embedding": prediction[0]}
+        return {"embedding": prediction[0].tolist()}
+
+
+def embedded(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """Means of the last states, scaled to length 1; pads at the end of all rows are left out."""
+    import torch
+    from torch.nn.functional import normalize
+
+    from featherweight.interop.pooling import mean
+
+    wide = int(mask.sum(1).max())
+    if bool(mask[:, :wide].sum() == mask.sum()):
+        ids, mask = ids[:, :wide], mask[:, :wide]
+    states = getattr(model(input_ids=ids, attention_mask=mask), "last_hidden_state", None)
+    if states is None:
+        fix = "load it for this task: fw.load_base(path, fw.Embedding())"
+        raise InputError(Problem("the model gives no states to embed by", "model", "an encoder without a head",
+                                 type(model).__name__, fix))  # fmt: skip
+    return normalize(mean(states.to(torch.promote_types(states.dtype, torch.float32)), mask), dim=-1)
+
+
+def related(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Where each row's positive stands among all passages (batch), and which others are none of its negatives
+    (batch, passages): the positives of rows of its label or its text, and the text itself."""
+    import torch
+    from torch.nn.functional import pad
+
+    choices, label = batch["choices"], batch["labels"]
+    texts = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    wide = max(texts.shape[1], choices.shape[2])
+    texts, choices = (pad(ids, (0, wide - ids.shape[-1]), value=-100) for ids in (texts, choices))
+    there = (choices >= 0).any(2)  # (batch, most)
+    ids, first = choices[there], there.sum(1).cumsum(0) - there.sum(1)
+    kin = same(texts, texts) | ((label[:, None] == label) & (label >= 0))
+    belongs = (kin.float() @ same(ids[first], ids).float()).bool() | same(texts, ids)
+    belongs[torch.arange(len(first), device=first.device), first] = False
+    return first, belongs
+
+
+def same(a: Tensor, b: Tensor) -> Tensor:
+    """(n, m): which rows of token ids of `a` (n, w) and `b` (m, w) are equal."""
+    equal: Tensor = (a[:, None] == b[None]).all(2)
+    return equal
+
+
+def key(example: Example) -> tuple[str, str]:
+    """What rows have in common whose positives belong to each other."""
+    return ("text", example.text) if example.label is None else ("label", str(example.label))
+
+
+def number(example: Example) -> int:
+    """A row's label as a number, the same in every process; -1 without one."""
+    return -1 if example.label is None else crc32(str(example.label).encode())
