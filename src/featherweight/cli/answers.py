@@ -7,21 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.cli.screen import jsonable
+from featherweight.core.errors import InputError, Problem
 
 COLUMNS = ("label", "labels", "probability", "score", "text")  # what an answer may hold, in the order of the file
+LONG = ("probabilities", "embedding")  # for programs: not on the screen
 
 
 def answered(row: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     """The row with its answer after it. A column that is there already stays: ours becomes predicted_label."""
-    ours = {name: answer[name] for name in (*COLUMNS, "probabilities") if name in answer}
+    ours = {name: answer[name] for name in (*COLUMNS, *LONG) if name in answer}
     return {**row, **{f"predicted_{name}" if name in row else name: value for name, value in ours.items()}}
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write .jsonl, or .csv and .tsv (without the full distributions), whole or not at all."""
+    """Write .jsonl, .csv and .tsv (without the full distributions), or the embeddings alone as .npy, whole or not at
+    all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.part")
     try:
+        if path.suffix == ".npy":
+            write_array(staged, rows)
+            os.replace(staged, path)
+            return
         with staged.open("w", encoding="utf-8", newline="") as file:
             if path.suffix == ".jsonl":
                 file.writelines(json.dumps(jsonable(row), ensure_ascii=False) + "\n" for row in rows)
@@ -30,6 +37,18 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
         os.replace(staged, path)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def write_array(path: Path, rows: list[dict[str, Any]]) -> None:
+    """(rows, d) in fp32, in the order of the rows. Raises InputError for answers that are no embeddings."""
+    import numpy as np
+
+    found = [row.get("predicted_embedding", row.get("embedding")) for row in rows]
+    if any(vector is None for vector in found):
+        fix = "--task embedding, or --output answers.jsonl"
+        raise InputError(Problem("a .npy file holds embeddings", "--output", "a task that embeds", fix=fix))
+    with path.open("wb") as file:
+        np.save(file, np.array(found, dtype=np.float32))
 
 
 def write_table(file: Any, rows: list[dict[str, Any]], delimiter: str) -> None:

@@ -9,14 +9,17 @@ from cyclopts import Parameter
 from featherweight.cli.answers import COLUMNS, answered, write
 from featherweight.cli.base import QUANTIZE, opened, pairs
 from featherweight.cli.screen import Shown
-from featherweight.core.errors import InputError, Problem
+from featherweight.core.errors import InputError, Problem, listed
+
+FILES = (".csv", ".tsv", ".jsonl", ".npy")
+MOST = 3  # numbers of a vector on the screen
 
 
 def command(
     *words: Annotated[str, Parameter(help="Texts to answer, instead of a file.")],
     data: Annotated[str | None, Parameter(help="File of rows; labels in it are not read.")] = None,
     output: Annotated[
-        Path | None, Parameter(help="Where to write: .csv, .tsv or .jsonl (default: the screen).")
+        Path | None, Parameter(help="Where to write: .csv, .tsv, .jsonl, or embeddings as .npy (default: the screen).")
     ] = None,
     adapter: Annotated[Path | None, Parameter(help="Folder of the adapter.")] = None,
     model: Annotated[str | None, Parameter(help="Folder of a model: alone, or as the adapter's base.")] = None,
@@ -30,8 +33,8 @@ def command(
     """Label the rows of a file, or answer them."""
     if not words and data is None:
         raise InputError(Problem("data is needed", "--data", fix='--data FILE, or the texts themselves: "like this"'))
-    if output is not None and output.suffix not in (".csv", ".tsv", ".jsonl"):
-        raise InputError(Problem("unknown kind of file", "--output", ".csv, .tsv or .jsonl", repr(str(output))))
+    if output is not None and output.suffix not in FILES:
+        raise InputError(Problem("unknown kind of file", "--output", listed(FILES), repr(str(output))))
     from featherweight.data.read import read
     from featherweight.data.shape import shape_of
     from featherweight.evaluate import predict
@@ -60,7 +63,7 @@ def screen(rows: list[dict[str, Any]], known_by: list[str], answers: list[dict[s
     from rich import box
     from rich.table import Table
 
-    names = [name for name in COLUMNS if name in answers[0]]
+    names = [name for name in (*COLUMNS, "embedding") if name in answers[0]]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("row", overflow="fold")
     for name in names:
@@ -74,4 +77,6 @@ def screen(rows: list[dict[str, Any]], known_by: list[str], answers: list[dict[s
 def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
+    if isinstance(value, list) and len(value) > MOST and isinstance(value[0], float):
+        return f"{', '.join(map(cell, value[:MOST]))} … ({len(value)} numbers)"
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
