@@ -2,8 +2,9 @@
 
     S = q kᵀ / √d      A = softmax(S) over the keys a query may look at      q, k (b, h, s, d)
 
-So it is in BERT and GPT-2. Where positions turn q and k (Llama) or are added to S (T5, DeBERTa) it is not: the proof
-fails, and the recipe is refused in favor of one that compares projections.
+q and k are those that the attention function is handed: in Llama turned by their positions. Where something is added to
+S (T5, DeBERTa, BLOOM) this is not all: the proof fails, and the recipe is refused in favor of one that compares
+projections.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from featherweight.core.errors import InputError, Problem
 from featherweight.distill.losses.reduce import products
 from featherweight.distill.losses.relations import split_heads
-from featherweight.distill.taps import Seen, Tap
+from featherweight.distill.taps import TURNED, Seen, Tap
 from featherweight.tasks.modes import evaluating
 from featherweight.tasks.token_loss import quiet
 
@@ -25,7 +26,8 @@ FAR, HALF = 1e-4, 2e-2  # most that a probability may be off in fp32, and where 
 
 def scores(seen: Seen, block: int) -> Tensor:
     """S before the softmax, without mask: (b, h, s, s)."""
-    q, k = (split_heads(seen.projected[block][role], seen.heads, role) for role in ("query", "key"))
+    there = seen.projected[block]
+    q, k = (split_heads(there.get(TURNED[r], there[r]), seen.heads, r) for r in ("query", "key"))
     return products(q, k)
 
 
@@ -67,9 +69,9 @@ def prove(tap: Tap, inputs: Mapping[str, Tensor], keys: Tensor, mask: Tensor, wh
     exact = torch.autocast(keys.device.type, enabled=False)  # the run's arithmetic is not what is to be proven
     with torch.no_grad(), evaluating(model), exact:
         seen = tap(inputs)
-        if any(p["query"].shape != p["key"].shape for p in seen.projected.values()):
+        if any(p["query"].shape != p["key"].shape and TURNED["key"] not in p for p in seen.projected.values()):
             raise InputError(Problem(what, whose, "as many key heads as query heads", "fewer", fix))
-        with eager(model):
+        with eager(model), tap.around():
             own = model(**inputs, **quiet(model), output_attentions=True).attentions
     far = HALF if any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()) else FAR
     for block in seen.projected:

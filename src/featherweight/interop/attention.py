@@ -38,9 +38,7 @@ class Registry:
     """The door to attention modules that ask the registry for their function."""
 
     def fits(self, module: nn.Module, law: str) -> bool:
-        code = getattr(inspect.unwrap(frozen_class(module).forward), "__code__", None)
-        asks = code is not None and {"get_interface", "_attn_implementation"} <= set(code.co_names)
-        return asks and hasattr(module, "config")
+        return asks(module)
 
     def opened(self, host: Any, groups: Sequence[Group]) -> nn.Module:
         if NAME not in registry():
@@ -48,6 +46,13 @@ class Registry:
         seen = view(host, {})
         seen.__dict__.update(config=Renamed(host.config), attending=(host, groups), frozen_class=host.frozen_class)
         return seen
+
+
+def asks(module: nn.Module) -> bool:
+    """Whether a module's forward asks the registry for its attention function."""
+    code = getattr(inspect.unwrap(frozen_class(module).forward), "__code__", None)
+    asked = code is not None and {"get_interface", "_attn_implementation"} <= set(code.co_names)
+    return asked and hasattr(module, "config")
 
 
 def registry() -> Any:
@@ -69,7 +74,7 @@ def around(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mas
 
 def eager(host: Any) -> Any:
     """The eager function that the module's own forward names."""
-    forward = inspect.unwrap(host.frozen_class.forward)
+    forward = inspect.unwrap(frozen_class(host).forward)
     name = next((n for n in forward.__code__.co_names if n.endswith("eager_attention_forward")), "")
     return forward.__globals__.get(name)
 

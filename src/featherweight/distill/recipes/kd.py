@@ -7,6 +7,7 @@ Source: Hinton, Vinyals and Dean 2015, arXiv:1503.02531.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
@@ -37,7 +38,7 @@ class KD(Recipe):
             raise InputError(Problem("no share", "recipe.alpha", "a number from 0 to 1", repr(self.alpha)))
 
     def terms(self, view: View) -> dict[str, Term]:
-        found = {"soft": Term(self.alpha, DIVERGENCES[self.divergence](self, *view.logits()))}
+        found = {"soft": Term(self.alpha, view.compared(partial(DIVERGENCES[self.divergence], self)))}
         return found | ({"label": Term(1 - self.alpha, view.label())} if self.alpha < 1 else {})
 
 

@@ -42,9 +42,10 @@ class MiniLM(Recipe):
         (i, s), (j, t) = next(iter(view.student.projected.items())), next(iter(view.teacher.projected.items()))
         if self.version == 2:
             heads = self.heads or view.teacher.heads
-            return {r: Term(1.0, losses.relation_kl(s[r], t[r], heads, view.keys)) for r in s}
+            return {r: Term(1.0, view.tokens(losses.relation_kl(s[r], t[r], heads, view.keys))) for r in s}
         both = maps(view.student, i, view.keys), maps(view.teacher, j, view.keys)
+        value = losses.relation_kl(s["value"], t["value"], view.teacher.heads, view.keys)
         return {
-            "attention": Term(1.0, losses.map_kl(*both, view.keys)),
-            "value": Term(1.0, losses.relation_kl(s["value"], t["value"], view.teacher.heads, view.keys)),
+            "attention": Term(1.0, view.tokens(losses.map_kl(*both, view.keys))),
+            "value": Term(1.0, view.tokens(value)),
         }

@@ -1,6 +1,6 @@
 """TinyBERT: the teacher's layers first, then its predictions.
 
-    layers       MSE(E_s, E_t) + Σ_m MSE(H_s,m, H_t,g(m)) + MSE(S_s,m, S_t,g(m))     g(m) = m N / M, S before the softmax
+    layers       MSE(E_s, E_t) + Σ_m MSE(H_s,m, H_t,g(m)) + MSE(S_s,m, S_t,g(m))     g(m) = m N / M, S before softmax
     prediction   -Σ p log q
 
 Source: Jiao et al. 2019, arXiv:1909.10351, and its published code.
@@ -49,12 +49,19 @@ class TinyBERT(Recipe):
         k = teacher // student
         return tuple((i, i * k + k - 1) for i in range(student))
 
+    def lifted(self, student: int) -> tuple[int, ...]:
+        return tuple(range(student + 1)) if self.states else ()
+
     def terms(self, view: View) -> dict[str, Term]:
         if self.stage == "prediction":
-            return {"prediction": Term(1.0, losses.soft_cross_entropy(*view.logits(), self.temperature))}
+            return {"prediction": Term(1.0, view.compared(losses.soft_cross_entropy, self.temperature))}
         s, t = view.student, view.teacher
-        found = {"embedding": Term(1.0, losses.state_mse(s.hidden[0], t.hidden[0]))}
+
+        def states(i: int, j: int) -> Term:
+            return Term(1.0, view.tokens(losses.state_mse(view.lift(i, s.hidden[i]), t.hidden[j])))
+
+        found = {"embedding": states(0, 0)}
         for i, j in zip(s.projected, t.projected, strict=True):
-            found[f"hidden {i}"] = Term(1.0, losses.state_mse(s.hidden[i + 1], t.hidden[j + 1]))
-            found[f"attention {i}"] = Term(1.0, losses.score_mse(scores(s, i), scores(t, j), view.keys))
+            maps = losses.score_mse(scores(s, i), scores(t, j), view.keys)
+            found |= {f"hidden {i}": states(i + 1, j + 1), f"attention {i}": Term(1.0, view.tokens(maps))}
         return found
