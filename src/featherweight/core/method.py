@@ -24,6 +24,7 @@ class Method(Noun):
     near: ClassVar[float] = 0.0  # where identity: the largest relative change of the outputs all the same; 0: no bit
     untouched: ClassVar[bool] = True  # the base's tensors are never written while it is attached
     per_row: ClassVar[bool] = True  # may differ from row to row of a batch
+    lasting: ClassVar[bool] = True  # belongs to the trained model; False: of use while it trains alone, never exported
     rounded: ClassVar[bool] = False  # makes up for what one number format lost: of no use over another
     lr: ClassVar[float] = 1e-3  # default learning rate with AdamW
     lr_source: ClassVar[str] = ""

@@ -26,6 +26,7 @@ class CausalLM(Task):
     auto: ClassVar[str] = "AutoModelForCausalLM"
     shapes: ClassVar[tuple[str, ...]] = ("completion", "instruction", "messages", "text")
     generates: ClassVar[bool] = True
+    exclusive: ClassVar[bool] = True
 
     def encode_all(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
         from featherweight.data.encode import encode_lm_all

@@ -34,6 +34,8 @@ class Classification(Headed, Task):
 
     shapes: ClassVar[tuple[str, ...]] = ("classification", "pair")
     best: ClassVar[tuple[str, bool]] = ("accuracy", True)
+    exclusive: ClassVar[bool] = True
+    blank: ClassVar[Any] = -100  # what cross-entropy ignores
 
     def fit(self, examples: Sequence[Example]) -> Self:
         raise_all(Problem("no label in a training row", e.where, "a label") for e in examples if e.label is None)

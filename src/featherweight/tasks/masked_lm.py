@@ -32,6 +32,7 @@ class MaskedLM(Task):
     auto: ClassVar[str] = "AutoModelForMaskedLM"
     shapes: ClassVar[tuple[str, ...]] = ("text",)
     fills: ClassVar[bool] = True
+    exclusive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:

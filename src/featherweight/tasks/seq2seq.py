@@ -27,6 +27,7 @@ class Seq2Seq(Task):
     auto: ClassVar[str] = "AutoModelForSeq2SeqLM"
     shapes: ClassVar[tuple[str, ...]] = ("completion", "instruction")
     generates: ClassVar[bool] = True
+    exclusive: ClassVar[bool] = True
 
     def check(self, examples: Sequence[Example]) -> list[Problem]:
         return [Problem("no input text", e.where, "a prompt and its completion", "text alone")

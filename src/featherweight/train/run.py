@@ -190,7 +190,7 @@ def finish(loop: Loop, run: Run, trained: Trained, tokenizer: Any, form: dict[st
     """The final adapter, tokenizer, card and curve."""
     assert run.output is not None
     folder = run.output
-    for position, name in enumerate(trained):
+    for position, name in enumerate(n for n, (method, _) in trained.items() if method.lasting):
         save(loop.model, folder if position == 0 else folder / name, name, durable=True)
     tokenizer.save_pretrained(folder)
     p, best = loop.progress, None

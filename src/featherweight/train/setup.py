@@ -215,6 +215,7 @@ def dev_rows(stuff: Material, tokenizer: Any, pad: int, length: int | None, sett
     pairs = [
         (r, stuff.task.reference(e)) for r, e in zip(rows, stuff.dev, strict=True) if r.labels is not None and units(r)
     ]
+    pairs = [(r, answer) for r, answer in pairs if answer is not None]
     if not pairs:
         return None
     return Dev([r for r, _ in pairs], [a for _, a in pairs], stuff.task, tokenizer, pad, max(32, settings.batch))
