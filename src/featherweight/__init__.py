@@ -92,7 +92,17 @@ _HOME = {
     "featherweight.evaluate": ("evaluate", "predict", "generate"),
     "featherweight.train": ("train",),
     "featherweight.plan": ("plan",),
-    "featherweight.distill": ("distill", "student", "KD", "DistilBERT", "TinyBERT", "MiniLM"),
+    "featherweight.distill": (
+        "distill",
+        "student",
+        "KD",
+        "DistilBERT",
+        "DistilGPT2",
+        "TinyBERT",
+        "MiniLM",
+        "GKD",
+        "SequenceKD",
+    ),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 # These register themselves with core, so they must be there before anything is attached, loaded or trained.

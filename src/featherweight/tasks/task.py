@@ -25,6 +25,8 @@ class Task(Noun):
     shapes: ClassVar[tuple[str, ...]] = ()
     best: ClassVar[tuple[str, bool]] = ("loss", False)
     whole: ClassVar[bool] = False  # rows of a batch see each other: cut into no more micro-batches than asked for
+    blank: ClassVar[Any] = None  # an encoded label that trains nothing; None: the task has no such
+    exclusive: ClassVar[bool] = False  # logits are of one choice among several: labels or words
     fills: ClassVar[bool] = False  # restores hidden tokens of its own input: logits mean something everywhere
     generates: ClassVar[bool] = False  # predictions are text: costly, made only where they are asked for
 
