@@ -40,8 +40,8 @@ def test_every_form_of_an_answer_with_its_place(tmp_path, answers):
 
 
 def test_an_answer_without_its_place_stands_wherever_its_words_do(tmp_path):
-    rows = [{"question": "q", "context": CONTEXT, "answer": "Rome"}, {"question": "q", "context": CONTEXT, "answer": ""},
-            {"question": "q", "context": "A party of art.", "answer": "art"}]  # fmt: skip
+    pairs = ((CONTEXT, "Rome"), (CONTEXT, ""), ("A party of art.", "art"))
+    rows = [{"question": "q", "context": c, "answer": a} for c, a in pairs]
     found, _ = made(tmp_path / "rows.jsonl", rows)
     assert [e.label for e in found] == [((0, "Rome"), (23, "Rome")), (), ((11, "art"),)]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.core.errors import InputError, Problem, listed, raise_all
+from featherweight.data.names import ANSWERS
 from featherweight.data.read import KINDS, Columns, missing, read
 from featherweight.data.rows import examples
 from featherweight.data.shape import Shape, shape_of
@@ -66,7 +67,7 @@ def unused(rows: Sequence[Row], shape: Shape) -> list[str]:
 
 def fitting(rows: Sequence[Row], shape: Shape) -> Shape:
     """The shape for a split that may carry no answers at all (an unlabelled test file)."""
-    answers = [c for role, c in shape.columns.items() if role in ("label", "score", "labels", "completion", "output")]
+    answers = [c for role, c in shape.columns.items() if role in ANSWERS]
     bare = bool(answers) and not any(row.fields.get(answers[0]) not in (None, "") for row in rows)
     return replace(shape, labelled=shape.labelled and not bare)
 

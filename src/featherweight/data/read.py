@@ -1,4 +1,4 @@
-"""`read`: one file to rows that know their line. csv, tsv, jsonl, json, parquet, txt, conll; or dicts already in memory.
+"""`read`: one file to rows that know their line. csv, tsv, jsonl, json, parquet, txt, conll; or dicts in memory.
 
 txt: one row per paragraph where blank lines separate paragraphs, else one row per line; lines that all hold the same
 number of tabs are read as tsv, and lines that all start with a class number or a `__label__` as label and text.

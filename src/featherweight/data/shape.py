@@ -145,7 +145,7 @@ def contrasts(known: Mapping[str, str]) -> list[dict[str, str]]:
 
 def spans(known: Mapping[str, str]) -> list[dict[str, str]]:
     """A question with the passage that its answer is a piece of, and maybe where it starts."""
-    start = {"start": known[n] for n in ("start", "answer_start") if n in known}
+    start = next(({"start": known[n]} for n in ("start", "answer_start") if n in known), {})
     return [{"text": known[a], "text_pair": known[b], "answers": column, **start}
             for a, b in names.ASKED if a in known and b in known for column in choose(known, names.SPANS)]  # fmt: skip
 

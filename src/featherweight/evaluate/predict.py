@@ -31,7 +31,8 @@ def predict(
     examples = questions(rows, columns)
     task, tokenizer = task_of(model, task), tokenizer_of(model, tokenizer)
     encoded = task.ask(examples, tokenizer, lengths(model, task, length))
-    return [task.answer(p) for p in run.predictions(model, task, encoded, tokenizer, batch)]
+    made = run.predictions(model, task, encoded, tokenizer, batch)
+    return [task.told(p, e) for p, e in zip(made, examples, strict=True)]
 
 
 def generate(

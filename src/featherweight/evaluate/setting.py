@@ -55,6 +55,7 @@ def task_of(model: nn.Module, task: Task | None, shape: Any = None) -> Task:
 def task_of_model(model: nn.Module) -> Task | None:
     """The task that a model's class was made for, None where it has no head of a known kind."""
     from featherweight.core.host import frozen_class
+    from featherweight import tasks
     from featherweight.tasks import CausalLM, Classification, MultiLabel, Regression, Seq2Seq
 
     name = frozen_class(inner(model)).__name__
@@ -63,6 +64,10 @@ def task_of_model(model: nn.Module) -> Task | None:
         return kinds.get(str(inner(model).config.problem_type), Classification)()  # type: ignore[union-attr]
     if name.endswith(("ForCausalLM", "LMHeadModel")):
         return CausalLM()
+    for head in ("QuestionAnswering", "TokenClassification", "MultipleChoice"):
+        if name.endswith(f"For{head}"):
+            made: Task = getattr(tasks, head)()
+            return made
     return Seq2Seq() if name.endswith("ForConditionalGeneration") else None
 
 

@@ -6,15 +6,20 @@ from featherweight.tasks.classification import Classification
 from featherweight.tasks.embedding import Embedding
 from featherweight.tasks.masked_lm import MaskedLM
 from featherweight.tasks.multilabel import MultiLabel
+from featherweight.tasks.multiple_choice import MultipleChoice
 from featherweight.tasks.pick import task_for
+from featherweight.tasks.probing import CausalProbing, Probing
+from featherweight.tasks.question_answering import QuestionAnswering
 from featherweight.tasks.reasoning import ChainOfThought, Seq2SeqChainOfThought
 from featherweight.tasks.regression import Regression
 from featherweight.tasks.seq2seq import Seq2Seq
 from featherweight.tasks.seq2seq_choices import Seq2SeqChoices
 from featherweight.tasks.span_corruption import SpanCorruption
 from featherweight.tasks.task import Task
+from featherweight.tasks.token_classification import TokenClassification
 
 __all__ = [
-    "CausalLM", "ChainOfThought", "Choices", "Classification", "Embedding", "MaskedLM", "MultiLabel", "Regression",
-    "Seq2Seq", "Seq2SeqChainOfThought", "Seq2SeqChoices", "SpanCorruption", "Task", "task_for",
+    "CausalLM", "CausalProbing", "ChainOfThought", "Choices", "Classification", "Embedding", "MaskedLM", "MultiLabel",
+    "MultipleChoice", "Probing", "QuestionAnswering", "Regression", "Seq2Seq", "Seq2SeqChainOfThought",
+    "Seq2SeqChoices", "SpanCorruption", "Task", "TokenClassification", "task_for",
 ]  # fmt: skip

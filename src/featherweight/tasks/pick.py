@@ -8,10 +8,16 @@ from featherweight.tasks.choices import Choices
 from featherweight.tasks.classification import Classification
 from featherweight.tasks.embedding import Embedding
 from featherweight.tasks.multilabel import MultiLabel
+from featherweight.tasks.probing import CausalProbing
+from featherweight.tasks.question_answering import QuestionAnswering
 from featherweight.tasks.regression import Regression
 from featherweight.tasks.task import Task
+from featherweight.tasks.token_classification import TokenClassification
 
-DEFAULTS: tuple[type[Task], ...] = (Classification, MultiLabel, Regression, CausalLM, Choices, Embedding)
+DEFAULTS: tuple[type[Task], ...] = (
+    *(Classification, MultiLabel, Regression, CausalLM, Choices, Embedding),
+    *(QuestionAnswering, TokenClassification, CausalProbing),
+)
 
 
 def task_for(shape: Any, config: Any = None) -> Task:

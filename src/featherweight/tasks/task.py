@@ -94,4 +94,8 @@ class Task(Noun):
 
     @abstractmethod
     def answer(self, prediction: Any) -> dict[str, Any]:
-        """What `fw predict` writes for one row."""
+        """What a prediction says, as plain values."""
+
+    def told(self, prediction: Any, example: Example) -> dict[str, Any]:
+        """What `fw predict` writes for one row: the answer, with what takes the row itself to say."""
+        return self.answer(prediction)
