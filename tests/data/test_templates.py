@@ -5,13 +5,17 @@ import json
 import pytest
 
 from featherweight.core.errors import InputError
+from featherweight.data.read import read
 from featherweight.data.rows import examples
-from featherweight.data.templates import HOME, prompted, prompts, template_sets
+from featherweight.data.templates import HOME, prompted, prompts, template_sets, trained_on
 
 FEWGLUE = {"boolq": "BoolQ", "cb": "CB", "copa": "COPA", "rte": "RTE", "wic": "WiC", "wsc": "WSC"}
 TFEW = {"anli-r1": "anli", "anli-r2": "anli", "anli-r3": "anli", "boolq": "boolq", "cb": "cb", "copa": "copa",
         "h-swag": "hellaswag", "rte": "rte", "sst2": "sst2", "wic": "wic", "winogrande": "winogrande",
         "wsc": "wsc"}  # fmt: skip
+RAFT = ("ade_corpus_v2", "banking_77", "neurips_impact_statement_risks", "one_stop_english", "overruling",
+        "semiconductor_org_types", "systematic_review_inclusion", "tai_safety_research", "terms_of_service",
+        "tweet_eval_hate", "twitter_complaints")  # fmt: skip
 
 
 def made(data):
@@ -20,7 +24,29 @@ def made(data):
 
 def test_every_set_has_several_templates():
     assert all(len(prompts(name).templates) > 1 for name in template_sets())
-    assert {*FEWGLUE, *TFEW.values()} == set(template_sets())
+    assert {*FEWGLUE, *TFEW.values(), *RAFT} == set(template_sets())
+
+
+@pytest.mark.parametrize("name", RAFT)
+def test_rafts_files_are_read_as_they_are(name, data_dir):
+    """Every class of task.json has its choice, and every row the choice of its class."""
+    folder = data_dir / "raft" / name
+    classes = json.loads((folder / "task.json").read_text())["label_columns"]["Label"]
+    raw = read(folder / "train.csv")
+    for template in prompts(name).templates:
+        rows = made(prompted(folder / "train.csv", name, template))
+        assert len(rows) == len(raw) == 50
+        assert {len(row.choices) for row in rows} == {len(classes)}
+        assert [classes[row.label] for row in rows] == [row.fields["Label"] for row in raw]
+    assert prompts(name).labels in (tuple(classes), ())  # Banking77's are those of the data
+
+
+def test_the_classes_beside_the_data_are_the_labels(data_dir):
+    """Banking77: 77 choices from task.json, in words."""
+    row = made(prompted(data_dir / "raft" / "banking_77" / "train.csv", "banking_77", "about"))[0]
+    assert (len(row.choices), row.choices[row.label]) == (77, "change pin")
+    with pytest.raises(InputError, match="'labels' is undefined"):
+        prompted([{"Query": "where is my card?", "Label": "card_arrival"}], "banking_77")
 
 
 @pytest.mark.parametrize("name", FEWGLUE)
@@ -95,6 +121,71 @@ def test_templates_of_ones_own(tmp_path):
     (tmp_path / "broken.jinja").write_text("no choices")
     with pytest.raises(InputError, match=r"data:1: the template does not fit the row; expected .*choices"):
         prompted([{"x": 1, "label": 1}], tmp_path, "broken")
+
+
+ROWS = [{"sentence": f"film {i}", "label": i % 2} for i in range(8)]
+
+
+def test_one_template_by_its_path(tmp_path):
+    named, apart = prompted(ROWS, "sst2/review"), prompted(ROWS, "sst2", "review")
+    assert [r.fields for r in named.train] == [r.fields for r in apart.train]
+    (tmp_path / "own.jinja").write_text('{% set choices = ["a", "b"] %}\n{{ sentence }}')
+    (tmp_path / "two.jinja").write_text('{% set choices = ["a", "b"] %}\n2 {{ sentence }}')
+    assert made(prompted(ROWS, f"{tmp_path}/two"))[0].text == "2 film 0"
+    with pytest.raises(InputError, match=r"no such template.*did you mean 'review'"):
+        prompted(ROWS, "sst2/revue")
+
+
+def test_every_template_for_training_rows_and_one_in_turn_for_the_others():
+    data = prompted({"train": ROWS, "valid": ROWS}, "sst2", every=True)
+    assert [row.where for row in data.train[:4]] == ["data:1", "data:1", "data:2", "data:2"]
+    assert len({row.fields["text"] for row in data.train}) == 16
+    assert len(data.valid) == 8
+    assert [r.fields for r in trained_on(ROWS, "sst2", 0).train] == [r.fields for r in data.train]
+
+
+def test_templates_drawn_by_a_seed():
+    drawn = [[row.text for row in made(trained_on(ROWS, "sst2/drawn", seed))] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    alone = [[row.text for row in made(prompted(ROWS, "sst2", t))] for t in prompts("sst2").templates]
+    assert all(text in both for text, both in zip(drawn[0], zip(*alone, strict=True), strict=True))
+    assert 1 < sum(text == first for text, first in zip(drawn[0], alone[0], strict=True)) < 8
+
+
+def test_a_mixture_has_a_set_for_each_file(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"premise": "p", "hypothesis": "h", "label": 1}))
+    source = f"{tmp_path}/a.jsonl:0.7,{tmp_path}/b.jsonl:0.3"
+    data = prompted(source, "sst2/review,rte/question")
+    assert data.weights == (0.7, 0.3)
+    assert [row.choices for row in made(data)] == [("bad", "good")] * 8 + [("yes", "no")]
+    with pytest.raises(InputError, match=r"templates and files do not match; expected one set, or 2; got 3"):
+        prompted(source, "sst2,rte,cb")
+
+
+def test_an_empty_field_that_a_template_prints_is_a_problem(tmp_path):
+    """Once a row, whatever the number of templates; what a template asks about (`if`, `or`) may be empty."""
+    rows = [{"premise": " ", "hypothesis": "h", "label": 0}, {"premise": "p", "hypothesis": None, "label": 0}]
+    with pytest.raises(InputError) as error:
+        prompted(rows, "rte", every=True)
+    assert [str(p) for p in error.value.problems] == [
+        "data:1:premise: empty text; expected text, for the template",
+        "data:2:hypothesis: empty text; expected text, for the template",
+    ]
+    with pytest.raises(InputError, match="data:1:choice2: empty text"):
+        prompted([{"premise": "p", "choice1": "a", "choice2": "", "question": "cause", "label": 0}], "copa")
+    with pytest.raises(InputError, match=r"data:1:label: no such choice; expected 0 to 1"):
+        prompted([{"premise": "p", "choice1": "a", "choice2": "b", "question": "cause", "label": 2}], "copa")
+    (tmp_path / "own.jinja").write_text('{% set choices = ["a", "b"] %}\n{% if t %}{{ t }}{% endif %}{{ u or "-" }}')
+    assert made(prompted([{"t": "", "u": "", "label": 0}], tmp_path))[0].text == "-"
+
+
+def test_columns_of_several_words_by_their_plain_names():
+    assert made(prompted([{"Tweet text": "hm", "Label": "complaint"}], "twitter_complaints"))[0].label == 0
+    with pytest.raises(InputError, match=r"data:1:Tweet text: empty text"):
+        prompted([{"Tweet text": "", "Label": "complaint"}], "twitter_complaints")
+    with pytest.raises(InputError, match=r"data:1:Label: no such label; expected one of complaint, no complaint"):
+        prompted([{"Tweet text": "hm", "Label": "Complaint"}], "twitter_complaints")
 
 
 def test_unknown_names_say_what_is_near():

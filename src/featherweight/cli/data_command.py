@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from featherweight.cli.base import named, pairs
+from featherweight.cli.prompting import template_of
 from featherweight.cli.screen import Shown
 from featherweight.core.errors import InputError, Problem
 
@@ -18,6 +19,9 @@ def command(
     ] = None,
     task: Annotated[str | None, Parameter(help="The task (default: by the data's shape).")] = None,
     columns: Annotated[str | None, Parameter(help="Which column is what: text=review,label=stars.")] = None,
+    template: Annotated[
+        str | None, Parameter(help="Prompt templates that write the rows, in turn (`fw templates`).")
+    ] = None,
     length: Annotated[int | None, Parameter(help="Most tokens per row (default: what --model takes).")] = None,
     samples: Annotated[int, Parameter(help="Rows to show.")] = 3,
 ) -> Shown:
@@ -29,16 +33,19 @@ def command(
     from featherweight.data.inspect import inspect
     from featherweight.data.load import load
     from featherweight.data.show import show
+    from featherweight.data.templates import prompted
     from featherweight.tasks.pick import task_for
 
     wanted = named(task)
-    loaded = load(data, pairs(columns))
+    worded = template_of(template, None, columns)
+    loaded = load(data, pairs(columns)) if worded is None else prompted(data, worded)
     tokenizer: Any = None
     if model is not None:
         from featherweight.interop.transformers import load_tokenizer
         from featherweight.tasks.check import stored_limit
+        from featherweight.train.setup import config
 
-        tokenizer, wanted = load_tokenizer(model), wanted or task_for(loaded.shape)
+        tokenizer, wanted = load_tokenizer(model), wanted or task_for(loaded.shape, config(model))
         length = length or stored_limit(model)
     report = inspect(loaded, tokenizer, wanted, length, samples=samples)
     hint = () if model else ("\nWith --model DIR: token lengths, cuts, and the rows as the model will see them.",)

@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from featherweight.cli.base import QUANTIZE, opened, pairs
+from featherweight.cli.prompting import TEMPLATE, template_of
 from featherweight.cli.screen import Shown
 from featherweight.core.errors import InputError, Problem
 
@@ -17,8 +18,9 @@ def command(
     model: Annotated[str | None, Parameter(help="Folder of a model: alone, or as the adapter's base.")] = None,
     task: Annotated[str | None, Parameter(help="The task, where the adapter does not say.")] = None,
     split: Annotated[str | None, Parameter(help="train, valid or test (default: the last there is).")] = None,
-    metrics: Annotated[str, Parameter(help="For texts: loss and any of e2e, rouge, bleu, exact, task, by commas.")] = "loss",
+    metrics: Annotated[str, Parameter(help="For texts: loss, e2e, rouge, bleu, exact, task, by commas.")] = "loss",
     columns: Annotated[str | None, Parameter(help="Which column is what: text=review,label=stars.")] = None,
+    template: Annotated[str | None, Parameter(help=TEMPLATE)] = None,
     batch: Annotated[int, Parameter(help="Rows at a time.")] = 32,
     length: Annotated[int | None, Parameter(help="Most tokens per row.")] = None,
     quantize: Annotated[str | None, Parameter(help=QUANTIZE)] = None,
@@ -28,8 +30,13 @@ def command(
     if data is None:
         raise InputError(Problem("data is needed", "--data", fix="--data FILE with labelled rows"))
     from featherweight.evaluate import evaluate
+    from featherweight.evaluate.averaged import averaged
 
+    worded = template_of(template, adapter, columns)
     loaded, wanted = opened(adapter, model, task, device, quantize)
+    if worded is not None:
+        scores = averaged(loaded, data, worded, wanted, batch=batch, length=length, split=split)
+        return Shown({"template": worded, **scores.to_dict()}, (repr(scores), f"prompt templates: {worded}"))
     scores = evaluate(
         loaded, data, wanted, batch=batch, length=length, split=split,
         metrics=tuple(metrics.split(",")), columns=pairs(columns),

@@ -29,7 +29,7 @@ OWN = (
     Key("from", str, None, "Go on training this adapter; its base is the model."),
     Key("columns", str | dict[str, str], None, "Which column is what: text=review,label=stars."),
     Key("recipe", str, None, "Train as published, by one word: tfew. What else is given goes over it."),
-    Key("template", str, None, "Prompt templates that write the rows: a set or one of it (`fw templates`), or a folder."),
+    Key("template", str, None, "Prompt templates that write the rows: a set, one of it (`fw templates`), a folder."),
     Key("seeds", tuple[int, ...] | int, None,
         "A run for each of these, each in a folder of its own; median and quartiles: 0,1,32,42,1024."),
     Key("limit", str, None, "Plan first, and do not start where more memory than this is needed: 6GB."),

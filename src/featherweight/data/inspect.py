@@ -101,7 +101,7 @@ def sample(example: Example, item: Encoded, tokenizer: Any) -> Sample:
     """Runs of trained and untrained tokens, decoded with their special tokens."""
     label = example.label
     if not by_token(item):
-        return Sample(item.where, [(tokenizer.decode(item.input_ids), False)], label)
+        return Sample(item.where, [(tokenizer.decode(item.input_ids), False), *offered(example)], label)
     if len(item.labels) != len(item.input_ids):
         return Sample(
             item.where, [(tokenizer.decode(item.input_ids), False), (tokenizer.decode(item.labels), True)], label
@@ -120,7 +120,12 @@ def unread(example: Example) -> Sample:
     pieces = [(turn.text, turn.trained) for turn in turns]
     pieces += [(f"{m.get('role')}: {m.get('content') or ''}\n", m.get("role") == "assistant") for m in example.messages]
     texts = [(text, False) for text in (example.text, example.pair and f"\n{example.pair}") if text]
-    return Sample(example.where, pieces or texts, example.label)
+    return Sample(example.where, [*(pieces or texts), *offered(example)], example.label)
+
+
+def offered(example: Example) -> list[Piece]:
+    """The choices, a line each; the right one is what is trained most."""
+    return [piece for i, text in enumerate(example.choices) for piece in (("\n- ", False), (text, i == example.label))]
 
 
 def content(example: Example) -> str:

@@ -103,7 +103,7 @@ def rendered(rows: Rows, sets: Sequence[Prompts], choose: Chosen, problems: list
         at = row.source if len(sets) > 1 else 0
         fields = {plain_name(str(key)): value for key, value in row.fields.items()} | row.fields
         label = numbered(row, fields.get("label"), numbers[at], problems)
-        given = fields | {"labels": list(Prompts("", {}, numbers[at]).labels)}
+        given = fields | ({"labels": list(Prompts("", {}, numbers[at]).labels)} if numbers[at] else {})
         for template in choose(list(sets[at].templates), i):
             text, choices = written(row, given, sets[at].templates[template], problems)
             made.append(Row({"text": text, "choices": choices, "label": label}, row.where, row.source))
