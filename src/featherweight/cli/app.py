@@ -16,6 +16,7 @@ COMMANDS = {
     "extract": "Turn a full fine-tune into a LoRA, and show its spectrum.",
     "methods": "The methods: paper, where each sits, its fields and defaults.",
     "plan": "What a run needs, before it runs: parameters, memory, disk, work.",
+    "templates": "The prompt templates, and how they word the rows of a file.",
     "data": "Show what a data file will train on, before it does.",
     "pairs": "Make pairs to train embeddings on: of one label, of one passage, or said to belong together.",
     "demo": "Fine-tune a real sentence encoder on 1,000 support messages, in about a minute.",
