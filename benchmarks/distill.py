@@ -5,10 +5,10 @@
     python benchmarks/distill.py --speed           sizes, and times of teacher and student in one run
     python benchmarks/distill.py --cache           a second epoch with and without the teacher's outputs kept
 
-MiniLM fine-tuned on banking77 and on sst2, and stories260k as it is on TinyStories, teach `fw.student(teacher,
-layers=3)`. Every arm starts from these same blocks, trains all weights on the same rows for the same number of steps
-(an arm of two stages has half of them for each), and has the same grid of rates, of which the better on dev at seed 0
-is kept; two more seeds follow. A seed draws its own rows. Test rows are looked at once, by the summary. "labels, base's
+MiniLM fine-tuned on banking77 and on sst2, and stories260k as it is on TinyStories, teach their own first, middle and
+last block: `fw.student(teacher, layers=3)`. Every arm starts there, trains all weights (of MiniLM all but embeddings)
+on the same rows for the same number of steps (an arm of two stages has half of them for each), and has the same grid of
+rates, of which the better on dev at seed 0 is kept; two more seeds follow. A seed draws its own rows. "labels, base's
 blocks" is cut from the model that the teacher was before its fine-tuning.
 
 Differences are to "labels" of the same seed and row; intervals are 95 % of a bootstrap over seeds and rows.
