@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from featherweight.cli.answers import COLUMNS, answered, write
 from featherweight.cli.base import QUANTIZE, opened, pairs
+from featherweight.cli.prompting import TEMPLATE, template_of
 from featherweight.cli.screen import Shown
 from featherweight.core.errors import InputError, Problem, listed
 
@@ -25,6 +26,7 @@ def command(
     model: Annotated[str | None, Parameter(help="Folder of a model: alone, or as the adapter's base.")] = None,
     task: Annotated[str | None, Parameter(help="The task, where the adapter does not say.")] = None,
     columns: Annotated[str | None, Parameter(help="Which column is what: text=review.")] = None,
+    template: Annotated[str | None, Parameter(help=TEMPLATE)] = None,
     batch: Annotated[int, Parameter(help="Rows at a time.")] = 32,
     length: Annotated[int | None, Parameter(help="Most tokens per row.")] = None,
     quantize: Annotated[str | None, Parameter(help=QUANTIZE)] = None,
@@ -36,29 +38,43 @@ def command(
     if output is not None and output.suffix not in FILES:
         raise InputError(Problem("unknown kind of file", "--output", listed(FILES), repr(str(output))))
     from featherweight.data.read import read
-    from featherweight.data.shape import shape_of
     from featherweight.evaluate import predict
+    from featherweight.evaluate.averaged import answers as worded_answers
 
+    worded = template_of(template, adapter, columns)
+    if worded is not None and data is None:
+        raise InputError(Problem("templates word the rows of a file", "--data", fix="--data FILE, or --template none"))
     mapping = pairs(columns)
     found = read([{"text": word} for word in words] if data is None else data, mapping)
     rows = [row.fields for row in found]
     loaded, wanted = opened(adapter, model, task, device, quantize)
-    source: Any = list(words) if data is None else data
-    answers = predict(loaded, source, wanted, batch=batch, length=length, columns=mapping)
+    if worded is not None:
+        answers = worded_answers(loaded, str(data), worded, wanted, batch=batch, length=length)
+    else:
+        source: Any = list(words) if data is None else data
+        answers = predict(loaded, source, wanted, batch=batch, length=length, columns=mapping)
     full = [answered(row, answer) for row, answer in zip(rows, answers, strict=True)]
     if output is not None:
         write(output, full)
         return Shown({"output": str(output), "rows": len(full)}, (f"{len(full)} rows: {output}",))
-    return Shown({"rows": full}, screen(rows, asked(shape_of(found, mapping).columns), answers))
+    return Shown({"rows": full}, screen(rows, known_by(found, mapping, worded), answers))
 
 
-def asked(columns: Mapping[str, str]) -> list[str]:
-    """The columns that a person knows a row by."""
+def known_by(rows: Any, mapping: Mapping[str, str] | None, template: str | None) -> list[str]:
+    """The columns that a person knows a row by: those that the templates print, or those of its texts."""
+    from featherweight.data.names import plain_name
+    from featherweight.data.shape import shape_of
+    from featherweight.data.templates import prompts
+
+    if template is not None:
+        printed = set().union(*(wording.needs for wording in prompts(template).templates.values()))
+        return [key for key in rows[0].fields if key in printed or plain_name(key) in printed]
+    columns = shape_of(rows, mapping).columns
     roles = ("text", "text_pair", "prompt", "instruction", "messages")
     return [columns[role] for role in roles if role in columns]
 
 
-def screen(rows: list[dict[str, Any]], known_by: list[str], answers: list[dict[str, Any]]) -> tuple[Any, ...]:
+def screen(rows: list[dict[str, Any]], columns: list[str], answers: list[dict[str, Any]]) -> tuple[Any, ...]:
     """The answers beside the texts of their rows."""
     from rich import box
     from rich.table import Table
@@ -69,7 +85,7 @@ def screen(rows: list[dict[str, Any]], known_by: list[str], answers: list[dict[s
     for name in names:
         table.add_column(name, overflow="fold")
     for row, answer in zip(rows, answers, strict=True):
-        texts = " | ".join(str(row.get(column, "")) for column in known_by)
+        texts = " | ".join(str(row.get(column, "")) for column in columns)
         table.add_row(texts, *(cell(answer[name]) for name in names))
     return (table,)
 

@@ -7,7 +7,7 @@ How far the templates' accuracies lie apart is how much the wording decides; T-F
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from featherweight.evaluate.source import labelled
 if TYPE_CHECKING:
     from torch import nn
 
-    from featherweight.data.types import Example
+    from featherweight.data.types import Example, Rows
     from featherweight.tasks.task import Task
 
 Probabilities = list[list[float]]  # by row and choice
@@ -80,6 +80,7 @@ def ask(
 
     tokenizer = tokenizer_of(model, tokenizer)
     rows, _ = raw(source)
+    rows = rows if labels else {part: unlabelled(held) for part, held in rows.items()}
     found: dict[str, Probabilities] = {}
     for template in prompts(name).templates:
         shown, examples, shape = read(prompted(rows, name, template), split, labels)
@@ -89,6 +90,16 @@ def ask(
     check(found, [e.where for e in examples])
     file = isinstance(source, str | Path) and Path(source).is_file()
     return Asked(chosen, examples, found, label_names(rows, name), Path(source).name if file else shown)
+
+
+def unlabelled(rows: Rows) -> Rows:
+    """The rows without their labels, which may be anything."""
+    from featherweight.data.names import plain_name
+
+    return type(rows)(
+        (replace(r, fields={k: v for k, v in r.fields.items() if plain_name(str(k)) != "label"}) for r in rows),
+        rows.notes,
+    )
 
 
 def read(data: Any, split: str | None, labels: bool) -> tuple[str, list[Example], Any]:
