@@ -78,7 +78,7 @@ def edit_of(task: Any, examples: Sequence[Example], tokenizer: Any, context: str
     added = theirs[0][at : at + removed + len(theirs[0]) - len(mine[0])]
     edit = Edit(at, removed, tuple(added))
     for example, a, b in zip(examples, mine, theirs, strict=True):
-        if edit.row(a) != b:
+        if edit.row(a) != b or a[at : at + removed] != mine[0][at : at + removed]:
             raise InputError(Problem("the context is not the same tokens in front of every row", example.where,
                                      "a context that ends by itself", fix="end it with a line break"))  # fmt: skip
     return edit
