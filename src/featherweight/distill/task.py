@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from featherweight.core.errors import InputError, Problem
+from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.data.types import Encoded, Example
 from featherweight.distill.pair import Pair, at_units
 from featherweight.distill.posing import attended, own_loss, units_of, visible
@@ -22,6 +22,7 @@ from featherweight.distill.projection import lifting
 from featherweight.distill.recipes import KD, Recipe, Term, View
 from featherweight.distill.taps import Seen
 from featherweight.distill.writing import writers
+from featherweight.evaluate.setting import with_labels
 from featherweight.tasks import Classification
 from featherweight.tasks.task import Task
 from featherweight.tasks.token_loss import IGNORED
@@ -61,10 +62,12 @@ class Distilled(Task):
         """Rows without labels are learned from the teacher alone, which must say what its labels are."""
         if self.task.blank is None or any(e.label is not None for e in examples):
             return replace(self, task=self.task.fit(examples))
-        if not self.task.model_options().get("num_labels"):
+        known = self if self.pair is None else replace(self, task=with_labels(self.task, self.pair.teacher))
+        if not known.task.model_options().get("num_labels"):
             raise InputError(Problem("neither rows nor teacher say what the labels are", examples[0].where,
                                      "a task with labels", repr(self.task), "set teacher.task"))  # fmt: skip
-        return self
+        raise_all(known.check(examples))
+        return known
 
     def check(self, examples: Sequence[Example]) -> list[Problem]:
         return self.task.check(examples)

@@ -32,8 +32,8 @@ from featherweight.train.setup import adapted
 
 
 def distill(student: Any, teacher: Any, data: Any, recipe: Recipe | None = None, task: Task | None = None, *,
-            method: Method | None = None, name: str = "default", columns: Any = None, context: str = "",
-            cache: TeacherCache | str | Path | None = None, **values: Any) -> Run:  # fmt: skip
+            method: Method | None = None, name: str = "default", tokenizer: Any = None, columns: Any = None,
+            context: str = "", cache: TeacherCache | str | Path | None = None, **values: Any) -> Run:  # fmt: skip
     """Train `student` on `data` by `recipe`, with `teacher` frozen and in eval mode beside it.
 
     student: a live model.
@@ -43,6 +43,7 @@ def distill(student: Any, teacher: Any, data: Any, recipe: Recipe | None = None,
     recipe: KD() by default; DistilBERT(), TinyBERT("layers") and then TinyBERT("prediction"), MiniLM(), GKD().
     task: what a batch means; by default the student's, the teacher's, else what the data's shape asks for.
     method, name: Full() where nothing is attached to the student; an adapter-only student takes any other.
+    tokenizer: of both; by default the student's, else the teacher's.
     context: a text that the teacher reads in front of every prompt and the student does not.
     cache: where the teacher's outputs are kept on disk, computed once: a folder, or a TeacherCache with options.
     values: everything else that `fw.train` takes.
@@ -51,20 +52,22 @@ def distill(student: Any, teacher: Any, data: Any, recipe: Recipe | None = None,
     """
     recipe = recipe or KD()
     loaded = data if isinstance(data, Data) else load(data, columns)
-    chosen = task or getattr(student, "task", None) or getattr(teacher, "task", None) or task_for(loaded.shape)
+    chosen = task or getattr(student, "task", None) or getattr(teacher, "task", None)
+    chosen = chosen or task_for(loaded.shape, getattr(student, "config", None))
     if method is None and not switch_of(student).attached:
         method = Full()
     pair = paired(student, teacher, recipe, chosen, name, method is not None)
     pair.cache = TeacherCache(cache) if isinstance(cache, str | Path) else cache
+    words = tokenizer or getattr(student, "tokenizer", None) or getattr(teacher, "tokenizer", None)
     if context:
-        words = tokenizer_of(student, values.get("tokenizer"))
+        words = tokenizer_of(student, words)
         pair.context = edit_of(chosen, examples(loaded.train, loaded.shape), words, context)
     wrapped = Distilled(chosen, recipe, digest(pair), pair)
     device = next(pair.teacher.parameters()).device
     with evaluating(pair.teacher) if pair.names is None else nullcontext():
         try:
             with scaffolded(student, pair.teacher, recipe, method, name, values) as left:
-                return train(student, loaded, wrapped, method=left, name=name, **values)
+                return train(student, loaded, wrapped, method=left, name=name, tokenizer=words, **values)
         finally:
             pair.teacher.to(device)
 
