@@ -92,6 +92,8 @@ _HOME = {
     "featherweight.baselines.shots": ("in_context",),
     "featherweight.baselines.passages": ("with_passages",),
     "featherweight.baselines.verbal": ("as_choices",),
+    "featherweight.baselines.frozen": ("frozen",),
+    "featherweight.baselines.compare": ("compare",),
     "featherweight.evaluate.averaged": ("averaged",),
     "featherweight.evaluate.embed": ("embed", "mine"),
     "featherweight.evaluate": ("evaluate", "predict", "generate"),
@@ -123,6 +125,10 @@ _PLUGGED = (
     "train",
     "plan",
     "distill",
+    "baselines.shots",
+    "baselines.passages",
+    "baselines.frozen",
+    "baselines.compare",
 )
 
 __all__ = [*_WHERE, "__version__"]

@@ -18,15 +18,14 @@ from featherweight.core.errors import InputError, Problem
 
 if TYPE_CHECKING:
     from numpy import ndarray
-    from torch import nn
 
 WORDS = "words"
 Encoder = Any  # a live encoder, the folder of one or of an embedding adapter, or "words"
 
 
 def encoder_of(source: Encoder) -> Any:
-    """A live encoder as it is, one of a folder, or an adapter on its own base."""
-    if not isinstance(source, str | os.PathLike):
+    """A live encoder (or "words", or None) as it is, one of a folder, or an adapter on its own base."""
+    if not isinstance(source, str | os.PathLike) or source == WORDS:
         return source
     from featherweight.interop import load_base, load_model
     from featherweight.tasks import Embedding
@@ -34,24 +33,6 @@ def encoder_of(source: Encoder) -> Any:
     if (Path(source) / "adapter_config.json").is_file():
         return load_model(source)
     return load_base(source, Embedding())
-
-
-def embeddings(encoder: nn.Module, texts: Sequence[str], batch: int = 64, length: int | None = None) -> ndarray:
-    """(texts, d) of length 1, fp32."""
-    import numpy as np
-
-    from featherweight.data.types import Example
-    from featherweight.evaluate import run
-    from featherweight.evaluate.setting import tokenizer_of
-    from featherweight.tasks import Embedding
-    from featherweight.tasks.check import check_length
-
-    task, tokenizer = Embedding(), tokenizer_of(encoder)
-    distinct = list(dict.fromkeys(texts))
-    rows = task.ask([Example("", text) for text in distinct], tokenizer, check_length(encoder, length))
-    found = [vector for vector, _ in run.predictions(encoder, task, rows, tokenizer, batch)]
-    place = {text: i for i, text in enumerate(distinct)}
-    return np.asarray(found, dtype=np.float32)[[place[text] for text in texts]]
 
 
 def counts(texts: Sequence[str], pool: Sequence[str]) -> tuple[Any, Any]:
@@ -68,11 +49,13 @@ def counts(texts: Sequence[str], pool: Sequence[str]) -> tuple[Any, Any]:
 
 def similarities(texts: Sequence[str], pool: Sequence[str], by: Encoder) -> ndarray:
     """(texts, pool)."""
-    if isinstance(by, str) and by == WORDS:
+    encoder = encoder_of(by)
+    if encoder == WORDS:
         ours, theirs = counts(texts, pool)
         return (ours @ theirs.T).toarray()
-    encoder = encoder_of(by)
-    return embeddings(encoder, texts) @ embeddings(encoder, pool).T
+    from featherweight.evaluate.embed import embed
+
+    return embed(encoder, texts) @ embed(encoder, pool).T
 
 
 def nearest(

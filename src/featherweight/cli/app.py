@@ -9,6 +9,7 @@ from featherweight import __version__
 COMMANDS = {
     "train": "Fine-tune a model on your data.",
     "eval": "Score a model or an adapter on labelled data.",
+    "compare": "Do I need to fine-tune at all? Baselines and adapters on the same rows.",
     "predict": "Label the rows of a file, or answer them.",
     "generate": "Write on from a prompt.",
     "merge": "Fold an adapter into its model: a plain model folder.",

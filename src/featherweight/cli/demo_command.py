@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from featherweight.cli.demo_baseline import frozen_accuracy
 from featherweight.cli.demo_model import messages, model_folder
 from featherweight.cli.screen import Shown
 from featherweight.core.errors import InputError, Problem
@@ -31,6 +30,7 @@ def command(
     """Fine-tune all-MiniLM-L6-v2 with LoRA on 1,000 support messages in 10 intents."""
     model, data = model_folder(), messages()
     clear(output)
+    from featherweight.baselines.frozen import frozen
     from featherweight.evaluate import evaluate
     from featherweight.interop import load_model
     from featherweight.methods import LoRA
@@ -39,12 +39,12 @@ def command(
 
     splits = {name: read_split(data / f"{name}.jsonl") for name in ("train", "valid", "test")}
     with marked(output):
-        frozen = frozen_accuracy(model, splits)
+        untuned = evaluate(frozen(model, str(data)), str(data / "test.jsonl"))["accuracy"]
         run = train(str(model), str(data), Classification(**TASK), output=output, method=LoRA(**METHOD), **SETTINGS)  # type: ignore[arg-type]
         tuned = evaluate(load_model(output), str(data / "test.jsonl"))["accuracy"]
         found = {
             **{name: len(texts) for name, (texts, _) in splits.items()},
-            "intents": len(set(splits["train"][1])), "frozen_accuracy": frozen, "tuned_accuracy": float(tuned),
+            "intents": len(set(splits["train"][1])), "frozen_accuracy": float(untuned), "tuned_accuracy": float(tuned),
             "trainable": run.trainable, "total": run.total, "share": run.trainable / run.total,
             "seconds": run.seconds, "tokens_per_second": run.tokens_per_second, "output": str(output),
         }  # fmt: skip

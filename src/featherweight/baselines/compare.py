@@ -1,0 +1,156 @@
+"""`compare`: what a model does without tuning beside what adapters make of it, on the same rows (T-Few's Table 1)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from featherweight.baselines import contenders
+from featherweight.baselines.comparison import Comparison, Line
+from featherweight.baselines.forms import LABELLED, TEXTS, Forms
+from featherweight.baselines.near import WORDS, encoder_of
+from featherweight.baselines.shots import SELECT
+from featherweight.baselines.verbal import PROMPT
+from featherweight.core.errors import InputError, Problem, did_you_mean, raise_all
+from featherweight.evaluate.source import labelled
+
+if TYPE_CHECKING:
+    from featherweight.data.types import Example
+    from featherweight.tasks.task import Task
+
+WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+SHOTS = (0, 4, 16)
+
+
+def compare(
+    model: Any, train: Any, test: Any, *, adapters: Sequence[Any] | Mapping[Any, Any] = (),
+    shots: Sequence[int] | None = None, select: Sequence[str] | None = None, embedder: Any = None,
+    templates: str | None = None, prompt: str = PROMPT, words: Mapping[str, str] | None = None, metric: str = "exact",
+    reasoning: bool = False, rows: int | None = None, columns: Any = None, batch: int = 32, length: int | None = None,
+    seed: int = 0, **layout: Any,
+) -> Comparison:  # fmt: skip
+    """Score on the rows of `test`: the most frequent answer, `model` with `shots` examples of `train` in context (a
+    decoder or an encoder-decoder), a logistic regression on frozen embeddings (labelled rows), and `adapters`.
+
+    adapters: folders of runs, or {folder: its base}. select: "random", "balanced", "nearest" (default: random, and
+    nearest where an `embedder` is given); embedder: an encoder's folder or "words" (an encoder as `model` is its own).
+    templates, or templates/one: render both sets by prompt templates (`prompted`); prompt, words: how labels are asked
+    for without (`as_choices`). metric: "exact" or "rouge" for texts; reasoning: texts answer with a rationale.
+    rows: that many of `test`, drawn by `seed`. `layout`: order, separator, instruction and cue of `in_context`.
+    Raises InputError over everything that does not fit.
+    """
+    pool, asked, shape = read(train, test, templates, columns)
+    asked = drawn(asked, rows, seed)
+    forms = Forms(pool, asked, shape, prompt, words or {}, metric)
+    task = speaking(model, forms, reasoning)
+    ways = chosen(select, embedder)
+    check(task, shots, ways, embedder)
+    encoder = encoder_of(model if embedder is None and task is None else embedder)
+    lines = contenders.commonest(forms)
+    if task is not None:
+        wanted = SHOTS if shots is None else tuple(shots)
+        lines += in_contexts(base(model, task), task, forms, wanted, ways, encoder, batch, length, seed, layout)
+    if encoder is not None and encoder != WORDS and forms.shape in LABELLED:
+        lines.append(contenders.regression(encoder, forms, batch, length, seed))
+    pairs = adapters.items() if isinstance(adapters, Mapping) else [(folder, None) for folder in adapters]
+    lines += [contenders.adapter(folder, forms, test, batch, length, where) for folder, where in pairs]
+    if not lines:
+        raise InputError(Problem("nothing to compare", "model", "a model that writes, an embedder, or adapters"))
+    return Comparison(tuple(lines), forms.measure)
+
+
+def in_contexts(model: Any, task: Task, forms: Forms, shots: Sequence[int], ways: Sequence[str], embedder: Any,
+                batch: int, length: int | None, seed: int, layout: dict[str, Any]) -> list[Line]:  # fmt: skip
+    """Zero-shot once, and each other number of examples chosen in each way."""
+    cells = [(k, way) for k in dict.fromkeys(shots) for way in (ways if k else ways[:1])]
+    return [contenders.prompted(model, task, forms, k, way, embedder, batch, length, seed, layout) for k, way in cells]
+
+
+def read(train: Any, test: Any, templates: str | None, columns: Any) -> tuple[list[Example], list[Example], str]:
+    """Both sets of rows and their shape. Raises InputError where the two differ in it."""
+    sources = [train, test]
+    if templates is not None:
+        from featherweight.data.templates import prompted
+
+        name, _, one = templates.partition("/")
+        sources = [prompted(source, name, one or None) for source in sources]
+    (_, pool, first), (_, asked, second) = (
+        labelled(source, split, None if templates else columns)
+        for source, split in zip(sources, ("train", None), strict=True)
+    )
+    if first is not None and second is not None and first.name != second.name:
+        raise InputError(Problem("the two sets have unlike shapes", "data", first.name, second.name,
+                                 "map the columns of both alike"))  # fmt: skip
+    return pool, asked, first.name if first is not None else shape_of(pool)
+
+
+def shape_of(examples: Sequence[Example]) -> str:
+    """The shape of examples in memory."""
+    first = examples[0]
+    if first.choices or first.messages or first.turns:
+        return "choices" if first.choices else "messages" if first.messages else "completion"
+    return "classification" if first.pair is None else "pair"
+
+
+def drawn(examples: list[Example], rows: int | None, seed: int) -> list[Example]:
+    """That many rows in their order, or all."""
+    if rows is None or rows >= len(examples):
+        return examples
+    if rows < 1:
+        raise InputError(Problem("no rows to compare on", "rows", "at least 1", str(rows)))
+    return [examples[i] for i in sorted(Random(f"{seed} rows").sample(range(len(examples)), rows))]
+
+
+def speaking(model: Any, forms: Forms, reasoning: bool) -> Task | None:
+    """The task by which a model answers prompts; None for one that writes nothing (an encoder)."""
+    from featherweight import tasks
+
+    config = config_of(model)
+    names = [type(model).__name__] if not isinstance(model, str | os.PathLike) else list(config.architectures or ())
+    if not any(name.endswith(WRITERS) for name in names):
+        return None
+    pair = bool(getattr(config, "is_encoder_decoder", False))
+    if forms.shape not in TEXTS:
+        return tasks.Seq2SeqChoices() if pair else tasks.Choices()
+    if reasoning:
+        return tasks.Seq2SeqChainOfThought() if pair else tasks.ChainOfThought()
+    return tasks.Seq2Seq() if pair else tasks.CausalLM()
+
+
+def config_of(model: Any) -> Any:
+    if not isinstance(model, str | os.PathLike):
+        return model.config
+    from transformers import AutoConfig
+
+    from featherweight.interop.transformers import check_folder, refusing
+
+    check_folder(model, "config.json")
+    with refusing(model):
+        return AutoConfig.from_pretrained(os.fspath(model), trust_remote_code=False)
+
+
+def base(model: Any, task: Task) -> Any:
+    from featherweight.interop import load_base
+
+    return load_base(model, task) if isinstance(model, str | os.PathLike) else model
+
+
+def chosen(select: Sequence[str] | None, embedder: Any) -> tuple[str, ...]:
+    if select is None:
+        return ("random",) if embedder is None else ("random", "nearest")
+    return tuple(dict.fromkeys(select))
+
+
+def check(task: Task | None, shots: Sequence[int] | None, select: Sequence[str], embedder: Any) -> None:
+    """Raise InputError over settings that do not go together."""
+    found = [Problem("unknown way to choose shots", "select", got=repr(s), fix=did_you_mean(s, SELECT))
+             for s in select if s not in SELECT]  # fmt: skip
+    found += [Problem("no such number of shots", "shots", "0 or more", str(k)) for k in shots or () if k < 0]
+    if "nearest" in select and embedder is None:
+        found.append(Problem("nothing to find the nearest examples by", "embedder", fix='"words", or an encoder'))
+    if task is None and shots is not None:
+        fix = "leave shots out, or name a decoder or an encoder-decoder"
+        found.append(Problem("the model writes nothing, so it learns nothing in context", "shots", fix=fix))
+    raise_all(found)

@@ -1,0 +1,76 @@
+"""Work as counted, not guessed: every matrix product and attention that a model really runs on some of the rows.
+
+torch's flop counter, with the operations that it leaves out on CPUs (attention, products in place). Rows go one by one,
+so that padding does not count. Elementwise work, norms, softmax and the optimizer are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from featherweight.data.types import Encoded
+    from featherweight.tasks.task import Task
+
+aten = torch.ops.aten
+LIKE = {  # what torch's counter does not know, and what it counts alike
+    aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
+    aten.addmm_: aten.addmm,
+    aten.baddbmm_: aten.baddbmm,
+}
+LEFT_OUT = {op: flop_registry[known].__wrapped__ for op, known in LIKE.items()}  # of shapes, as a mapping is given
+SAMPLE = 16  # rows that are counted; the mean stands for all
+
+
+def counted(work: Callable[[], Any]) -> int:
+    """Floating-point operations of a call; a product of (m, k) and (k, n) is 2 m k n."""
+    with FlopCounterMode(display=False, custom_mapping=LEFT_OUT) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def sample(rows: Sequence[Any], most: int) -> list[Any]:
+    """Evenly spread over the rows sorted by length, so that the mean of few is close to that of all."""
+    order = sorted(rows, key=size)
+    step = len(order) / min(most, len(order))
+    return [order[int((i + 0.5) * step)] for i in range(min(most, len(order)))]
+
+
+def size(row: Encoded) -> int:
+    """Tokens of a row: its text and all its choices."""
+    return len(row.input_ids) + sum(map(len, row.choices or ()))
+
+
+def inference(model: nn.Module, task: Task, rows: Sequence[Encoded], tokenizer: Any, most: int = SAMPLE) -> float:
+    """FLOPs of answering one row, the mean of `most` rows."""
+    from featherweight.evaluate import run
+
+    some = sample(rows, most)
+    return sum(counted(partial(run.predictions, model, task, [row], tokenizer, 1)) for row in some) / len(some)
+
+
+def training(model: nn.Module, task: Task, rows: Sequence[Encoded], tokenizer: Any, most: int = SAMPLE) -> float:
+    """FLOPs of one row's loss and of its gradients with respect to whatever trains now."""
+    from featherweight.data.collate import collate
+    from featherweight.tasks.check import pad_id
+    from featherweight.tasks.modes import evaluating, inner
+
+    pad, device = pad_id(model, tokenizer), next(inner(model).parameters()).device
+    some = sample(rows, most)
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def work(row: Encoded) -> None:
+        batch = {name: tensor.to(device) for name, tensor in collate([row], pad).tensors.items()}
+        loss, _ = task.loss(model, batch)
+        torch.autograd.grad(loss, trained, allow_unused=True)
+
+    with evaluating(model):
+        return sum(counted(partial(work, row)) for row in some) / len(some)
