@@ -1,6 +1,7 @@
 """`fw predict`: the rows of a file, each with its label and probability, score or text."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,8 +39,6 @@ def command(
     if output is not None and output.suffix not in FILES:
         raise InputError(Problem("unknown kind of file", "--output", listed(FILES), repr(str(output))))
     from featherweight.data.read import read
-    from featherweight.evaluate import predict
-    from featherweight.evaluate.averaged import answers as worded_answers
 
     worded = template_of(template, adapter, columns)
     if worded is not None and data is None:
@@ -48,16 +47,21 @@ def command(
     found = read([{"text": word} for word in words] if data is None else data, mapping)
     rows = [row.fields for row in found]
     loaded, wanted = opened(adapter, model, task, device, quantize)
-    if worded is not None:
-        answers = worded_answers(loaded, str(data), worded, wanted, batch=batch, length=length)
-    else:
-        source: Any = list(words) if data is None else data
-        answers = predict(loaded, source, wanted, batch=batch, length=length, columns=mapping)
+    source: Any = list(words) if data is None else data
+    answers = made(worded, mapping)(loaded, source, task=wanted, batch=batch, length=length)
     full = [answered(row, answer) for row, answer in zip(rows, answers, strict=True)]
     if output is not None:
         write(output, full)
         return Shown({"output": str(output), "rows": len(full)}, (f"{len(full)} rows: {output}",))
     return Shown({"rows": full}, screen(rows, known_by(found, mapping, worded), answers))
+
+
+def made(template: str | None, mapping: Mapping[str, str] | None) -> Callable[..., list[dict[str, Any]]]:
+    """What answers the rows: as they stand, or as templates word them."""
+    from featherweight.evaluate import predict
+    from featherweight.evaluate.averaged import answers
+
+    return partial(predict, columns=mapping) if template is None else partial(answers, name=template)
 
 
 def known_by(rows: Any, mapping: Mapping[str, str] | None, template: str | None) -> list[str]:

@@ -59,9 +59,11 @@ class Prompts:
         return replace(self, templates={template: self.templates[template]})
 
 
-def prompts(name: str | Path, template: str | None = None) -> Prompts:
+def prompts(name: str | Path | Prompts, template: str | None = None) -> Prompts:
     """The templates of a data set of ours (`template_sets()`), or of a folder; `rte/guarantee` is one of them. Raises
     InputError for neither, and for every template that is broken."""
+    if isinstance(name, Prompts):
+        return name.only(template)
     folder, inside = place_of(name)
     files = sorted(folder.glob("*.jinja")) if folder.is_dir() else []
     if not files:

@@ -30,7 +30,7 @@ DRAWN = "/drawn"
 
 
 def prompted(
-    source: Any, name: str | Path, template: str | None = None, *, seed: int | None = None, every: bool = False
+    source: Any, name: str | Path | Prompts, template: str | None = None, *, seed: int | None = None, every: bool = False
 ) -> Data:
     """`load` of a data set in its own columns, its rows rendered as text and choices by one `template` of the set
     `name` (or `name/template`), or by its templates: in turn, one a row drawn by the `seed`, or with `every` each
@@ -62,9 +62,11 @@ def trained_on(source: Any, template: str, seed: int) -> Data:
     return prompted(source, template.removesuffix(DRAWN), seed=seed if drawn else None, every=not drawn)
 
 
-def parts(name: str | Path) -> list[str | Path]:
+def parts(name: str | Path | Prompts) -> list[str | Path | Prompts]:
     """The sets of a mixture."""
-    return [name] if isinstance(name, Path) or Path(name).is_dir() else [part.strip() for part in name.split(",")]
+    if isinstance(name, Path | Prompts):
+        return [name]
+    return [name] if Path(name).is_dir() else [part.strip() for part in name.split(",")]
 
 
 def raw(source: Any) -> tuple[dict[str, Rows], tuple[float, ...] | None]:
@@ -110,7 +112,7 @@ def rendered(rows: Rows, sets: Sequence[Prompts], choose: Chosen, problems: list
     return Rows(made, rows.notes)
 
 
-def label_names(splits: Mapping[str, Rows], name: str | Path) -> tuple[str, ...]:
+def label_names(splits: Mapping[str, Rows], name: str | Path | Prompts) -> tuple[str, ...]:
     """The names of a set's labels for these rows; none where they are numbers."""
     found = prompts(name)
     return Prompts("", {}, found.numbers or numbers_of(next(iter(splits.values())), 0)).labels

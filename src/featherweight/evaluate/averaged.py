@@ -21,6 +21,7 @@ from featherweight.evaluate.source import labelled
 if TYPE_CHECKING:
     from torch import nn
 
+    from featherweight.data.prompt_sets import Prompts
     from featherweight.data.types import Example, Rows
     from featherweight.tasks.task import Task
 
@@ -43,7 +44,7 @@ class Asked:
 
 
 def averaged(
-    model: nn.Module, source: Any, name: str | Path, task: Task | None = None, *, tokenizer: Any = None,
+    model: nn.Module, source: Any, name: str | Path | Prompts, task: Task | None = None, *, tokenizer: Any = None,
     batch: int = 32, length: int | None = None, split: str | None = None,
 ) -> Scores:  # fmt: skip
     """Accuracy of the averaged probabilities (`accuracy`), of each template (`accuracy/<template>`) and their `median`.
@@ -60,7 +61,7 @@ def averaged(
 
 
 def answers(
-    model: nn.Module, source: Any, name: str | Path, task: Task | None = None, *, tokenizer: Any = None,
+    model: nn.Module, source: Any, name: str | Path | Prompts, task: Task | None = None, *, tokenizer: Any = None,
     batch: int = 32, length: int | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The answer to each row, labelled or not, by the probabilities averaged over the templates: {label, probability,
@@ -71,7 +72,7 @@ def answers(
 
 
 def ask(
-    model: nn.Module, source: Any, name: str | Path, task: Task | None = None, *, tokenizer: Any = None,
+    model: nn.Module, source: Any, name: str | Path | Prompts, task: Task | None = None, *, tokenizer: Any = None,
     batch: int = 32, length: int | None = None, split: str | None = None, labels: bool = False,
 ) -> Asked:  # fmt: skip
     """The probability of each choice of each row, by template; `labels`: rows without one are an error."""

@@ -1,0 +1,76 @@
+"""One run of a suite: train an adapter on a base that stays in memory, answer the rows, take the adapter off again."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from featherweight.core.attach import detach
+from featherweight.core.switch import switch_of
+from featherweight.data.prompt_sets import Prompts
+from featherweight.data.types import Rows
+from featherweight.evaluate.averaged import Asked, ask
+from featherweight.fewshot.figures import Answers
+from featherweight.fewshot.suite import Part
+from featherweight.tasks.choices import best_of
+from featherweight.train.output import write_text
+from featherweight.train.run import Run, train
+
+ANSWERS = "answers.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """The base with its tokenizer, and what every run of the suite is asked for (`fw.train`'s keywords)."""
+
+    model: Any
+    task: Any
+    values: Mapping[str, Any]
+    resume: bool = False
+    known: dict[tuple[str, ...], list[int]] = field(default_factory=dict)  # what the base answers, by the rows' places
+
+    def run(self, part: Part, prompts: Prompts, template: str, folder: Path, seed: int) -> Answers:
+        """The answers of one part, from its file where it was over before. `template` is the name that `prompts` go by
+        in a run's record."""
+        file = folder / ANSWERS
+        if self.resume and file.is_file():
+            return Answers(**json.loads(file.read_text(encoding="utf-8")))
+        before = self.before(part.test, prompts)
+        asked = self.tuned(part.file or part.train, template, folder, seed, lambda: self.ask(part.test, prompts, True))
+        trained_on = self.references(part.train, prompts)
+        templates = {name: [best_of(p) for p in made] for name, made in asked.found.items()}
+        references = [int(asked.task.reference(e)) for e in asked.examples]
+        made = Answers(references, [best_of(p) for p in asked.together], templates, before, trained_on)
+        write_text(file, json.dumps(asdict(made)) + "\n")
+        return made
+
+    def tuned(self, rows: Any, template: str, folder: Path, seed: int, then: Callable[[], Asked]) -> Asked:
+        """What `then` gives while the model has the adapter that was trained on these rows."""
+        try:
+            self.train(rows, template, folder, seed)
+            return then()
+        finally:
+            if switch_of(self.model).attached:
+                detach(self.model)
+
+    def train(self, rows: Any, template: str, folder: Path, seed: int) -> Run:
+        return train(self.model, rows, output=folder, template=template, seed=seed, resume=self.resume, **self.values)
+
+    def before(self, rows: Rows, prompts: Prompts) -> list[int]:
+        """What the base answers; the same rows are asked once."""
+        places = tuple(row.where for row in rows)
+        if places not in self.known:
+            self.known[places] = [best_of(p) for p in self.ask(rows, prompts, True).together]
+        return self.known[places]
+
+    def ask(self, rows: Rows, prompts: Prompts, labels: bool) -> Asked:
+        return ask(self.model, rows, prompts, self.task, length=self.values.get("length"), labels=labels)
+
+    def references(self, rows: Rows, prompts: Prompts) -> list[int]:
+        """The numbers of the rows' right choices."""
+        from featherweight.data.rows import examples
+        from featherweight.data.templates import prompted
+
+        data = prompted(rows, prompts)
+        return [int(e.label) for e in examples(data.train, data.shape)]

@@ -1,0 +1,45 @@
+"""T-Few's few-shot draws: twelve data sets, a file of training rows for each seed.
+
+Held-out rows of some of them cannot be had, so that a seed is scored on the rows of the other seeds' files that are not
+among its own. Source: github.com/r-three/t-few, data/few_shot; Liu et al. 2022, section 4.1.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from featherweight.core.errors import InputError, Problem, listed
+from featherweight.data.types import Row, Rows
+from featherweight.fewshot.suite import Part, Suite, files
+
+DRAW = "_seed.jsonl"
+
+
+@dataclass(frozen=True, repr=False)
+class TFew(Suite):
+    """`<set>/<k>_shot/<seed>_seed.jsonl`."""
+
+    about: ClassVar[str] = "12 data sets of T-Few's draws, each seed scored on the other seeds' rows"
+    templates: ClassVar[Mapping[str, str]] = {
+        "anli-r1": "anli", "anli-r2": "anli", "anli-r3": "anli", "boolq": "boolq", "cb": "cb", "copa": "copa",
+        "h-swag": "hellaswag", "rte": "rte", "sst2": "sst2", "wic": "wic", "winogrande": "winogrande", "wsc": "wsc",
+    }  # fmt: skip
+
+    def parts(self, folder: Path, seed: int) -> list[Part]:
+        draws = {path.name.removesuffix(DRAW): path for path in sorted(folder.glob(f"*_shot/*{DRAW}"))}
+        if str(seed) not in draws:
+            there = f"seeds {listed(list(draws))}"
+            raise InputError(Problem("no draw of this seed", str(folder), there, str(seed)))
+        held = dict(zip(draws, files(draws.values()), strict=True))
+        own = {key(row) for row in held[str(seed)]}
+        others = {key(row): row for name, rows in held.items() if name != str(seed) for row in rows}
+        test = Rows([row for name, row in others.items() if name not in own])
+        return [Part("", held[str(seed)], test, str(draws[str(seed)]))]
+
+
+def key(row: Row) -> str:
+    """What makes two rows one: everything but their numbers."""
+    fields: dict[str, Any] = {k: v for k, v in row.fields.items() if k not in ("idx", "ind", "uid")}
+    return json.dumps(fields, sort_keys=True)
