@@ -11,7 +11,7 @@ LAYERS = (
     ("data", "tasks"),
     ("evaluate",),
     ("train",),
-    ("plan", "distill", "baselines"),
+    ("plan", "distill", "baselines", "fewshot"),
     ("cli",),
 )
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
