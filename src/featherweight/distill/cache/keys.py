@@ -1,14 +1,15 @@
 """What a cached row goes by, and what the cache as a whole is of."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b, sha256
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from featherweight.core.host import hosts
+from featherweight.core.host import base_modules
+from featherweight.core.state import state
 from featherweight.core.switch import switch_of
 from featherweight.tasks.modes import inner
 from featherweight.tasks.token_loss import IGNORED
@@ -37,26 +38,30 @@ def row_keys(given: Mapping[str, Tensor], targets: Tensor | None) -> list[bytes]
     return found
 
 
-def teacher_key(teacher: nn.Module) -> str:
-    """A digest of everything that its outputs follow from: every tensor, codes and adapters included, its adapters'
-    methods and strengths, its class and config."""
-    whole, switch = inner(teacher), switch_of(teacher)
-    config = getattr(whole, "config", None)
-    said = {k: v for k, v in config.to_dict().items() if k not in ELSEWHERE} if config is not None else {}
-    methods = {name: repr(switch.attached[name].method) for name in switch.active}
-    text = json.dumps([type(whole).__name__, said, methods, repr(switch.strength)], default=str)
-    held = sha256(text.encode())
-    for key, tensor in sorted(tensors(whole).items()):
-        held.update(f"{key} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        held.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+def teacher_key(pair: Any) -> str:
+    """A digest of everything that its outputs follow from: every tensor, codes and active adapters included, these
+    adapters' methods and strengths, its class and config, and what it alone reads."""
+    with pair.teaching():
+        whole, switch = inner(pair.teacher), switch_of(pair.teacher)
+        config = getattr(whole, "config", None)
+        said = {k: v for k, v in config.to_dict().items() if k not in ELSEWHERE} if config is not None else {}
+        methods = {name: repr(switch.attached[name].method) for name in switch.active}
+        told = [type(whole).__name__, said, methods, repr(switch.strength), pair.words, repr(pair.context)]
+        held = sha256(json.dumps(told, default=str).encode())
+        for key, tensor in sorted(tensors(whole, switch.active).items()):
+            held.update(f"{key} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+            held.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return held.hexdigest()[:16]
 
 
-def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, those of adapters and those that are not saved too."""
-    found: dict[str, Tensor] = dict(model.named_parameters()) | dict(model.named_buffers())
-    for path, host in hosts(model):
-        found |= {f"{path}.adapters.{k}": t for k, t in host.adapters.state_dict().items()}
+def tensors(model: nn.Module, active: Sequence[str]) -> dict[str, Tensor]:
+    """Parameters and buffers by name, and those of the active adapters."""
+    found: dict[str, Tensor] = {}
+    for path, module in base_modules(model):
+        own = {**module._parameters, **module._buffers}
+        found |= {f"{path}.{name}": t for name, t in own.items() if t is not None}
+    for name in active:
+        found |= {f"{name}/{key}": t for key, t in state(model, name).items()}
     return found
 
 

@@ -18,17 +18,26 @@ from featherweight.tasks.modes import evaluating
 
 @dataclass(frozen=True)
 class Needs:
-    """`logits` is how many classes they have, 0 where they are not read; the others map a place to its width."""
+    """`logits` is how many classes they have, 0 where they are not read; the others map a place to its width. With an
+    encoder beside the decoder its states are in `read`, and those of the decoder's tokens in `hidden`."""
 
     logits: int
     hidden: Mapping[int, int]
+    read: Mapping[int, int]
     projected: Mapping[tuple[int, str], int]
+    states: tuple[int, int] = (0, 0)  # how many hidden states there are, and how many of an encoder
+
+    @property
+    def where(self) -> str:
+        """What `hidden` has a state of."""
+        return "unit" if self.read else "token"
 
     def streams(self, dtype: str, top: int) -> tuple[Stream, ...]:
         """What is kept of each row; of logits the `top` most probable and the rest as one, where asked for."""
-        tokens = {f"hidden.{i}": w for i, w in self.hidden.items()}
+        tokens = {f"read.{i}": w for i, w in self.read.items()}
         tokens |= {f"{role}.{block}": w for (block, role), w in self.projected.items()}
-        found = [Stream(name, "token", width, dtype) for name, width in tokens.items()]
+        found = [Stream(f"hidden.{i}", self.where, w, dtype) for i, w in self.hidden.items()]
+        found += [Stream(name, "token", width, dtype) for name, width in tokens.items()]
         if self.logits and top:
             found += [Stream("top", "unit", top + 1, dtype), Stream("words", "unit", top, "int32")]
         elif self.logits:
@@ -48,10 +57,11 @@ def needs(distilled: Any, model: nn.Module, batch: Mapping[str, Tensor]) -> Need
     seen = noting.seen
     assert seen is not None  # every recipe looks at its teacher once
     return Needs(
-        seen.logits.shape[-1] if "logits" in seen.read else 0,
-        {i: h.shape[-1] for i, h in enumerate(seen.hidden.all) if ("hidden", i) in seen.read},
-        {(b, r): x.shape[-1] for b, roles in seen.projected.items() for r, x in roles.all.items()
-         if (b, r) in seen.read},
+        seen.own.shape[-1] if seen.compared else 0,
+        seen.hidden.widths(),
+        seen.read.widths(),
+        {(b, r): x.shape[-1] for b, roles in seen.projected.items() for r, x in roles.all.items() if r in roles.noted},
+        (len(seen.hidden), len(seen.read)),
     )  # fmt: skip
 
 
@@ -67,20 +77,20 @@ class Noting:
 
 
 class Noted:
-    """A `Seen` that notes in `read` what of it was read."""
+    """A `Seen` that notes what of it was read."""
 
     def __init__(self, seen: Seen, targets: Tensor | None):
-        from featherweight.distill.task import at_units
+        from featherweight.distill.pair import at_units
 
-        self.read: set[Any] = set()
+        self.compared = False
         self.heads = seen.heads
         self.own = at_units(seen.logits, targets)
-        self.hidden = Places(seen.hidden, self.read)
-        self.projected = {b: Roles(roles, b, self.read) for b, roles in seen.projected.items()}
+        self.hidden, self.read = Places(seen.hidden), Places(seen.read)
+        self.projected = {b: Roles(roles) for b, roles in seen.projected.items()}
 
     @property
     def logits(self) -> Tensor:
-        self.read.add("logits")
+        self.compared = True
         return self.own
 
     def against(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,31 +100,37 @@ class Noted:
 class Places:
     """Hidden states, noted by number."""
 
-    def __init__(self, states: tuple[Tensor, ...], read: set[Any]):
-        self.all, self.read = states, read
+    def __init__(self, states: tuple[Tensor, ...]):
+        self.all, self.noted = states, set[int]()
 
     def __len__(self) -> int:
         return len(self.all)
 
     def __getitem__(self, at: SupportsIndex | slice) -> Any:
         numbers = range(len(self.all))[at]
-        self.read |= {("hidden", i) for i in (numbers if isinstance(numbers, range) else [numbers])}
+        self.noted |= set(numbers) if isinstance(numbers, range) else {numbers}
         return self.all[at]
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self.all)))
 
+    def widths(self) -> dict[int, int]:
+        return {i: self.all[i].shape[-1] for i in sorted(self.noted)}
+
 
 class Roles(dict[str, Tensor]):
     """Projections of one block, noted by role."""
 
-    def __init__(self, roles: Mapping[str, Tensor], block: int, read: set[Any]):
+    def __init__(self, roles: Mapping[str, Tensor]):
         super().__init__(roles)
-        self.all, self.block, self.read = dict(roles), block, read
+        self.all, self.noted = dict(roles), set[str]()
 
     def __getitem__(self, role: str) -> Tensor:
-        self.read.add((self.block, role))
+        self.noted.add(role)
         return super().__getitem__(role)
+
+    def get(self, role: str, otherwise: Any = None) -> Any:
+        return self[role] if role in self else otherwise  # noqa: SIM401  # `[]` notes it
 
     def values(self) -> Any:
         return [self[role] for role in self]

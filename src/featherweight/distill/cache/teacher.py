@@ -79,7 +79,7 @@ class TeacherCache:
             )
             raise InputError(Problem("no such number of classes", "cache.top", fix, str(self.top)))
         about = {
-            "teacher": teacher_key(distilled.pair.teacher),
+            "teacher": teacher_key(distilled.pair),
             "tokenizer": tokenizer_key(cast(Any, model).tokenizer),
             "precision": settings.precision,
             **({"temperature": T} if self.top else {}),
@@ -142,7 +142,10 @@ class Kept:
         missing = [place for place, row in enumerate(rows) if not self.store.has(row)]
         if missing:
             self.learn(tap, given, targets, rows, missing)
-        return self.seen(tap, given["attention_mask"].bool(), rows)
+        real = given["attention_mask"].bool()
+        return self.seen(
+            tap, real, real if self.needs.where == "token" or targets is None else targets != IGNORED, rows
+        )
 
     def learn(self, tap: Tap, given: Mapping[str, Tensor], targets: Tensor | None, rows: Sequence[int],
               missing: Sequence[int]) -> None:  # fmt: skip
@@ -155,13 +158,16 @@ class Kept:
         trained = None if targets is None else targets.index_select(0, chosen) != IGNORED
         found: dict[int, dict[str, bytes]] = {}
         for at, place in enumerate(missing):
-            logits = seen.logits[at][None] if trained is None else seen.logits[at][trained[at]]
-            found[rows[place]] = {n: self.bytes_of(n, t) for n, t in self.shown(seen, logits, at, real[at]).items()}
+            units = slice(None) if trained is None else trained[at]
+            logits = seen.logits[at][None] if trained is None else seen.logits[at][units]
+            shown = self.shown(seen, logits, at, real[at], real[at] if self.needs.where == "token" else units)
+            found[rows[place]] = {name: self.bytes_of(name, t) for name, t in shown.items()}
         self.store.write(found)
 
-    def shown(self, seen: Seen, logits: Tensor, at: int, real: Tensor) -> dict[str, Tensor]:
-        """What is kept of one row of a forward, by stream."""
-        found = {f"hidden.{i}": seen.hidden[i][at][real] for i in self.needs.hidden}
+    def shown(self, seen: Seen, logits: Tensor, at: int, real: Tensor, states: Any) -> dict[str, Tensor]:
+        """What is kept of one row of a forward, by stream; `states` are the places of its hidden states."""
+        found = {f"hidden.{i}": seen.hidden[i][at][states] for i in self.needs.hidden}
+        found |= {f"read.{i}": seen.read[i][at][real] for i in self.needs.read}
         found |= {f"{role}.{block}": seen.projected[block][role][at][real] for block, role in self.needs.projected}
         if "top" in self.streams:
             found["top"], found["words"] = coarse(logits, self.streams["words"].width, self.T)
@@ -180,20 +186,20 @@ class Kept:
         made = made.cpu().contiguous()
         return (made.view(torch.uint16) if dtype == "bf16" else made).numpy().tobytes()
 
-    def seen(self, tap: Tap, real: Tensor, rows: Sequence[int]) -> Seen:
+    def seen(self, tap: Tap, real: Tensor, states: Tensor, rows: Sequence[int]) -> Seen:
         """The rows as one forward would have shown them, with zeros where there is padding."""
-        hidden: list[Tensor | None] = [None] * (tap.blocks + 1)
-        for i in self.needs.hidden:
-            hidden[i] = self.tokens(f"hidden.{i}", real, rows)
+        hidden = Partly(self.tokens(f"hidden.{i}", states, rows) if i in self.needs.hidden else None
+                        for i in range(self.needs.states[0]))  # fmt: skip
+        read = Partly(self.tokens(f"read.{i}", real, rows) if i in self.needs.read else None
+                      for i in range(self.needs.states[1]))  # fmt: skip
         projected: dict[int, dict[str, Tensor]] = {}
         for block, role in self.needs.projected:
             projected.setdefault(block, {})[role] = self.tokens(f"{role}.{block}", real, rows)
-        rest: Any = (Partly(hidden), projected, tap.heads)
         if "top" in self.streams:
             log_p, words = (self.stacked(name, rows, real.device) for name in ("top", "words"))
-            return Coarse(log_p, *rest, words=words.long(), T=self.T)
+            return Coarse(log_p, hidden, projected, tap.heads, read, words.long(), self.T)
         logits = self.stacked("logits", rows, real.device) if self.needs.logits else torch.empty(0, device=real.device)
-        return Seen(logits, *rest)
+        return Seen(logits, hidden, projected, tap.heads, read)
 
     def stacked(self, name: str, rows: Sequence[int], device: torch.device) -> Tensor:
         """(units or tokens of all rows, width)."""
@@ -213,7 +219,7 @@ def tensor_of(values: NDArray[Any], stream: Stream) -> Tensor:
     return made.view(torch.bfloat16) if stream.dtype == "bf16" else made
 
 
-class Partly(tuple[Tensor | None, ...]):
+class Partly(tuple[Any, ...]):
     """Hidden states of which some are kept."""
 
     def __getitem__(self, at: Any) -> Any:
