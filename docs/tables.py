@@ -205,10 +205,48 @@ def published() -> str:
     return markdown(["model", "case", "published, GB", "planned, GB", "what the printed figure holds beside"], rows)
 
 
+def distilled() -> str:
+    """Students with a teacher and without; of the teacher's accuracy, or perplexity over the teacher's."""
+    head = ["data", "student", "lr", "seeds", "on test", "of the teacher's", "agrees", "to labels, 95 %", ""]
+    rows = []
+    for job, found in result("distill")["jobs"].items():
+        for arm, cell in found.get("summary", {}).items():
+            words, pair = "nats" in cell, ["", ""]
+            shown = f"perplexity {cell['perplexity']:.2f}" if words else f"{cell['accuracy']:.1%}"
+            share = f"{cell['to_the_teachers' if words else 'share_of_the_teachers']:.1%}"
+            if "to_labels" in cell:
+                low, high = cell["interval"]
+                pair = [f"{cell['to_labels']:+.3f} ({low:+.3f} to {high:+.3f})", cell["says"]]
+            given = [f"{cell['rate']:g}", str(cell["seeds"])]
+            rows.append([job, arm, *given, shown, share, f"{cell['agreement']:.1%}", *pair])
+        refused = dict.fromkeys(name.rsplit(", lr", 1)[0] for name, run in found["runs"].items() if "error" in run)
+        rows += [[job, arm, "", "", "refused", "", "", "", ""] for arm in refused]
+    return markdown(head, rows)
+
+
+def students() -> str:
+    """What a student saves, beside what the papers print."""
+    rows = [["DistilBERT, 6 of 12 layers (paper)", "40 %", "1.6", "", ""],
+            ["TinyBERT, 4 of 12 layers, narrower (paper)", "87 %", "9.4", "", ""]]  # fmt: skip
+    for job, cell in result("distill").get("speed", {}).items():
+        times = [f"{cell[f'batch {size}']['ratio_to_student']:.2f}" for size in (1, 8, 32)]
+        rows.append([f"{job}, 3 layers", f"{cell['smaller']:.0%}", *times])
+    return markdown(["", "smaller", "times as fast, batch 1", "batch 8", "batch 32"], rows)
+
+
+def cached() -> str:
+    """An epoch without and with the teacher's outputs on disk."""
+    rows = [[name, f"{c['without_s']:.1f} s", f"{c['first_s']:.1f} s", f"{c['second_s']:.1f} s",
+             f"{c['times_as_fast']:.2f}", f"{c['bytes_a_row'] / 1e3:.1f} kB"]
+            for name, c in result("distill").get("cache", {}).items()]  # fmt: skip
+    return markdown(["recipe", "without", "first, writing", "second", "times as fast", "a row"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "methods": methods, "step": step, "startup": startup, "demo": demo, "run": run, "quality": quality,
     "serving": serving, "files": files, "dora": dora, "ordering": ordering, "kernels": kernels, "qlora": qlora,
-    "claims": claims, "planned": planned, "published": published,
+    "claims": claims, "planned": planned, "published": published, "distilled": distilled, "students": students,
+    "cached": cached,
 }  # fmt: skip
 
 
