@@ -66,10 +66,10 @@ def unused(rows: Sequence[Row], shape: Shape) -> list[str]:
 
 
 def fitting(rows: Sequence[Row], shape: Shape) -> Shape:
-    """The shape for a split that may carry no answers at all (an unlabelled test file)."""
+    """The shape for a split that may carry no answers at all (an unlabelled test file), or alone does."""
     answers = [c for role, c in shape.columns.items() if role in ANSWERS]
     bare = bool(answers) and not any(row.fields.get(answers[0]) not in (None, "") for row in rows)
-    return replace(shape, labelled=shape.labelled and not bare)
+    return replace(shape, labelled=not bare if answers else shape.labelled)
 
 
 def collect(problems: list[Problem], work: Callable[..., Any], *args: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from featherweight.core.state import state
 from featherweight.core.switch import switch_of
 from featherweight.data.load import Data, load
 from featherweight.data.rows import examples
+from featherweight.data.shape import shape_of
 from featherweight.distill.cache import TeacherCache
 from featherweight.distill.check import mismatches, own, shared_words
 from featherweight.distill.context import edit_of
@@ -51,7 +53,7 @@ def distill(student: Any, teacher: Any, data: Any, recipe: Recipe | None = None,
     Dev scores are the task's own. Raises InputError for two models that cannot be compared, and what `fw.train` raises.
     """
     recipe = recipe or KD()
-    loaded = data if isinstance(data, Data) else load(data, columns)
+    loaded = shaped(data if isinstance(data, Data) else load(data, columns), columns)
     chosen = task or getattr(student, "task", None) or getattr(teacher, "task", None)
     chosen = chosen or task_for(loaded.shape, getattr(student, "config", None))
     if method is None and not switch_of(student).attached:
@@ -70,6 +72,13 @@ def distill(student: Any, teacher: Any, data: Any, recipe: Recipe | None = None,
                 return train(student, loaded, wrapped, method=left, name=name, tokenizer=words, **values)
         finally:
             pair.teacher.to(device)
+
+
+def shaped(data: Data, columns: Any) -> Data:
+    """Texts without labels beside dev rows that have them are of the dev rows' shape."""
+    if data.shape.labelled or not data.valid or data.shape.name not in ("text", "pair"):
+        return data
+    return replace(data, shape=replace(shape_of(data.valid, columns), labelled=False))
 
 
 def paired(student: Any, teacher: Any, recipe: Recipe, task: Task, name: str, attaches: bool) -> Pair:
