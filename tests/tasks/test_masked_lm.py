@@ -37,7 +37,7 @@ def batch(minilm_tokenizer):
 
 def test_the_loss_is_the_models_own_times_the_hidden_tokens(model, batch):
     model.eval()
-    given, targets = fw.MaskedLM().hide(model, batch)
+    given, targets = fw.MaskedLM().pose(model, batch)
     loss, units = fw.MaskedLM().loss(model, batch)
     own = model(**given, labels=targets).loss
     assert units == (targets != IGNORED).sum() == sum(round(0.15 * int(n)) or 1 for n in (batch["labels"] >= 0).sum(1))
@@ -51,7 +51,7 @@ def test_special_tokens_and_padding_are_never_hidden(model, batch, minilm_tokeni
     ids = collate(whole, minilm_tokenizer.pad_token_id).tensors["input_ids"]
     for seed in range(20):
         torch.manual_seed(seed)
-        given, targets = fw.MaskedLM().hide(model, batch)
+        given, targets = fw.MaskedLM().pose(model, batch)
         assert not torch.isin(targets[targets != IGNORED], special).any()
         still = targets == IGNORED
         assert torch.equal(given["input_ids"][still], ids[still]), "what is not hidden is the text itself"
@@ -60,7 +60,7 @@ def test_special_tokens_and_padding_are_never_hidden(model, batch, minilm_tokeni
 
 def test_training_draws_anew_and_evaluation_does_not(model, batch):
     def hidden():
-        return fw.MaskedLM().hide(model, batch)[1]
+        return fw.MaskedLM().pose(model, batch)[1]
 
     model.eval()
     state = torch.random.get_rng_state()
