@@ -99,6 +99,7 @@ _HOME = {
     "featherweight.evaluate": ("evaluate", "predict", "generate"),
     "featherweight.train": ("train",),
     "featherweight.plan": ("plan",),
+    "featherweight.distill.augment": ("augmented",),
     "featherweight.distill": (
         "distill",
         "student",
@@ -108,6 +109,7 @@ _HOME = {
         "TinyBERT",
         "MiniLM",
         "GKD",
+        "TeacherCache",
         "SequenceKD",
     ),
 }

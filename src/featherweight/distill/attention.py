@@ -27,7 +27,8 @@ FAR, HALF = 1e-4, 2e-2  # most that a probability may be off in fp32, and where 
 def scores(seen: Seen, block: int) -> Tensor:
     """S before the softmax, without mask: (b, h, s, s)."""
     there = seen.projected[block]
-    q, k = (split_heads(there.get(TURNED[r], there[r]), seen.heads, r) for r in ("query", "key"))
+    found = {r: there[TURNED[r] if TURNED[r] in there else r] for r in ("query", "key")}
+    q, k = (split_heads(x, seen.heads, role) for role, x in found.items())
     return products(q, k)
 
 

@@ -91,8 +91,7 @@ def create(folder: Path, about: Mapping[str, Any], rows: NDArray[Any], streams: 
     (folder / MANIFEST).unlink(missing_ok=True)
     clear(folder)
     need, free = size(rows, streams), shutil.disk_usage(folder).free
-    parts = ", ".join(f"{s.name} {amount(s.item)} a {s.per}" for s in streams)
-    say(f"teacher cache: {amount(need)} in {folder} for {len(rows):,} rows ({parts}); {amount(free)} free")
+    say(f"teacher cache: {amount(need)} in {folder} for {len(rows):,} rows ({listing(streams)}); {amount(free)} free")
     if need > free:
         raise InputError(no_room(folder, need, free))
     try:
@@ -106,6 +105,13 @@ def create(folder: Path, about: Mapping[str, Any], rows: NDArray[Any], streams: 
             raise InputError(no_room(folder, need, free)) from error
         raise
     write_text(folder / MANIFEST, json.dumps({"schema": SCHEMA, "about": about}, indent=1) + "\n")
+
+
+def listing(streams: Sequence[Stream]) -> str:
+    """What is kept, and how much of it: `hidden.4: 128 B a token; logits: 8 B a unit`."""
+    mine = {per: [s for s in streams if s.per == per] for per in ("token", "unit")}
+    return "; ".join(f"{', '.join(s.name for s in some)}: {amount(sum(s.item for s in some))} a {per}"
+                     for per, some in mine.items() if some)  # fmt: skip
 
 
 def clear(folder: Path) -> None:
