@@ -17,13 +17,14 @@ COMMANDS = {
     "extract": "Turn a full fine-tune into a LoRA, and show its spectrum.",
     "methods": "The methods: paper, where each sits, its fields and defaults.",
     "plan": "What a run needs, before it runs: parameters, memory, disk, work.",
+    "fewshot": "Every task of a few-shot suite, trained and scored alike: FewGLUE, RAFT, T-Few's draws.",
     "templates": "The prompt templates, and how they word the rows of a file.",
     "data": "Show what a data file will train on, before it does.",
     "pairs": "Make pairs to train embeddings on: of one label, of one passage, or said to belong together.",
     "demo": "Fine-tune a real sentence encoder on 1,000 support messages, in about a minute.",
 }
 
-OWN_FLAGS = ("train", "plan")  # they read their flags themselves
+OWN_FLAGS = ("train", "plan", "fewshot")  # they read their flags themselves
 ABOUT = "Adapt a frozen transformer by training almost none of it."
 
 COMMON = "Every command takes **--json** (one object on stdout, all else on stderr) and **--debug** (tracebacks)."
