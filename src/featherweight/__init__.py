@@ -98,6 +98,9 @@ _HOME = {
     "featherweight.evaluate.embed": ("embed", "mine"),
     "featherweight.evaluate": ("evaluate", "predict", "generate"),
     "featherweight.train": ("train",),
+    "featherweight.train.recipes": ("TFew",),
+    "featherweight.train.repeats": ("repeat",),
+    "featherweight.fewshot": ("fewshot", "FewGLUE", "RAFT"),
     "featherweight.plan": ("plan",),
     "featherweight.distill.augment": ("augmented",),
     "featherweight.distill": (
