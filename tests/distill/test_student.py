@@ -8,6 +8,7 @@ import torch
 
 import featherweight as fw
 from featherweight.core.errors import InputError
+from featherweight.distill.importance import importance
 from featherweight.distill.keep import kept
 from featherweight.distill.student import stacks_of
 
@@ -188,7 +189,11 @@ def test_published_counts() -> None:
         (hf.BertModel, hf.BertConfig(hidden_size=312, intermediate_size=1200, num_hidden_layers=4), 14_350_248),
         (hf.BertModel, hf.BertConfig(hidden_size=384, intermediate_size=1536, num_hidden_layers=6), 22_713_216),
     ]
+    bert, sizes = hf.BertModel, ((4, 312, 1200), (6, 384, None), (12, 384, None))  # TinyBERT4, MiniLM-L6 and L12
+    counts = [14_350_248, 22_713_216, 33_360_000]
     with torch.device("meta"):
+        made = [fw.student(bert(hf.BertConfig()), layers=n, width=d, ffn=f) for n, d, f in sizes]
+        assert [m.num_parameters() for m in made] == counts
         for model, config, whole, half in teachers:
             teacher = model(config)
             assert teacher.num_parameters() == whole
@@ -197,6 +202,90 @@ def test_published_counts() -> None:
             assert model(config).num_parameters() == count
     token_types_and_pooler = 2 * 768 + 768 * 768 + 768
     assert teachers[0][3] - token_types_and_pooler == narrow[0][2]  # what DistilBERT leaves out of BERT's 6 layers
+
+
+@pytest.mark.parametrize("arch", MODELS)
+def test_a_narrower_student(arch: str, tmp_path: Any) -> None:
+    """Half as wide with as many heads, from values of its own: a plain model that loads again."""
+    teacher = build(arch)
+    student = fw.student(teacher, layers=2, width=16)
+    config = student.config
+    assert (config.hidden_size, config.num_attention_heads) == (16, teacher.config.num_attention_heads)
+    assert logits(student, arch).shape[-1] == logits(teacher, arch).shape[-1]
+    student.save_pretrained(tmp_path)
+    assert torch.equal(logits(type(student).from_pretrained(tmp_path).eval(), arch), logits(student, arch))
+    assert torch.equal(logits(fw.student(teacher, layers=2, width=16), arch), logits(student, arch))
+    assert not torch.equal(logits(fw.student(teacher, layers=2, width=16, seed=1), arch), logits(student, arch))
+    assert set(stacks_of(student).values()) == {2}
+
+
+def test_feed_forward_layers_keep_their_proportion() -> None:
+    assert fw.student(build("bert"), width=16).config.intermediate_size == 24
+    assert fw.student(build("bert"), width=16, ffn=7).config.intermediate_size == 7
+    assert fw.student(build("bert"), ffn=7).config.hidden_size == 32
+    assert fw.student(build("gpt2"), width=16).transformer.h[0].mlp.c_fc.weight.shape == (16, 64)
+
+
+def test_embeddings_of_a_size_of_their_own_are_copied() -> None:
+    import transformers as hf
+
+    config = hf.ElectraConfig(**{**SIZE, "embedding_size": 24})
+    teacher = hf.ElectraForSequenceClassification(config)
+    student = fw.student(teacher, width=16)
+    own, theirs = (m.get_input_embeddings().weight for m in (student, teacher))
+    assert torch.equal(own, theirs)
+    assert own.untyped_storage().data_ptr() != theirs.untyped_storage().data_ptr()
+    assert student.electra.embeddings_project.weight.shape == (16, 24)
+
+
+@pytest.mark.parametrize("arch", ["bert", "llama", "t5"])
+def test_importance_is_the_loss_without_each_block(arch: str, words: Any) -> None:
+    """By brute force: each block taken out of its list, the loss of the rows summed by hand."""
+    teacher = build(arch)
+    teacher.tokenizer = words
+    rows: list[dict[str, Any]] = [{"prompt": "a b c", "completion": " d e"}, {"prompt": "b", "completion": " f a c"}]
+    if arch == "bert":
+        rows = [{"text": "a b c", "label": "x"}, {"text": "d e", "label": "y"}, {"text": "f", "label": "z"}]
+        teacher.task = fw.Classification(labels=("x", "y", "z"))
+    else:
+        teacher.task = fw.Seq2Seq() if arch == "t5" else fw.CausalLM()
+    found = importance(teacher, rows)
+    assert found.keys() == stacks_of(teacher).keys()
+    for path, losses in found.items():
+        blocks = stacks_of(teacher)[path]
+        for gone, loss in enumerate(losses):
+            if arch == "t5" and gone == 0:
+                continue  # its first block holds the table of positions, which taking it out by hand would lose
+            left = {p: tuple(i for i in range(n) if (p, i) != (path, gone)) for p, n in stacks_of(teacher).items()}
+            by_hand = shortened_by_hand(teacher, left)
+            assert fw.evaluate(by_hand, rows, teacher.task, tokenizer=words)["loss"] == pytest.approx(loss, abs=1e-6)
+        wanted = sorted(sorted(range(blocks), key=lambda i: -losses[i])[:2])
+        student = fw.student(teacher, layers=2, keep="importance", data=rows)
+        name = next(k for k in teacher.state_dict() if k.startswith(f"{path}.0.") and k.endswith("weight") and
+                    f"{path}.1.{k.removeprefix(f'{path}.0.')}" in teacher.state_dict())  # fmt: skip
+        tail = name.removeprefix(f"{path}.0.")
+        for place, block in enumerate(wanted):
+            assert torch.equal(
+                student.state_dict()[f"{path}.{place}.{tail}"], teacher.state_dict()[f"{path}.{block}.{tail}"]
+            )
+
+
+def test_a_test_split_decides_nothing(words: Any) -> None:
+    teacher = build("bert")
+    teacher.tokenizer, teacher.task = words, fw.Classification(labels=("x", "y", "z"))
+    train, other = [{"text": "a b", "label": "x"}], [{"text": "c", "label": "y"}]
+    assert importance(teacher, {"train": train, "test": other}) == importance(teacher, train)
+    assert importance(teacher, {"train": train, "valid": other}) == importance(teacher, other)
+
+
+@pytest.fixture(scope="module")
+def words() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<pad>", "?", "</s>", *"abcdef"])}, unk_token="?"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="?")
 
 
 @pytest.mark.parametrize(
@@ -208,7 +297,11 @@ def test_published_counts() -> None:
         ({"layers": [0, 7, 3]}, r"no such block.*got 7\n.*not in order"),
         ({"layers": 2, "keep": "spred"}, "did you mean 'spread'"),
         ({"layers": {"encoder": 2}}, "no such stack"),
-        ({"width": 16}, "expected 32, the teacher's; got 16; .*MiniLM"),
+        ({"width": 33}, "1 to 32, the teacher's; got 33"),
+        ({"width": 18}, "a multiple of 4; got 18"),
+        ({"width": 0, "ffn": 0}, "no width of a student.*ffn: no size"),
+        ({"keep": "importance"}, "importance is measured on rows"),
+        ({"data": [{"text": "a"}]}, "data decides nothing"),
     ],
 )  # fmt: skip
 def test_bad_input(given: dict[str, Any], said: str) -> None:

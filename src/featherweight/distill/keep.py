@@ -6,10 +6,11 @@
     first    i                          baselines, worse in TinyBERT's ablation
     last     N - M + i
 
+Or those that matter most, given what leaving out each of them costs (`importance.py`).
 Sources: Sanh et al. 2019 (DistilBERT, and its code); Jiao et al. 2019 (TinyBERT), table 5.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from featherweight.core.errors import InputError, Problem, did_you_mean, raise_all
 
@@ -22,19 +23,24 @@ RULES: dict[str, Callable[[int, int, int], int]] = {
 }
 
 
-def kept(layers: int | Sequence[int] | None, rule: str, blocks: int, where: str = "layers") -> tuple[int, ...]:
-    """The blocks kept of a stack of `blocks`: a number of them by a rule, a list as it is, or half for None.
+def kept(layers: int | Sequence[int] | None, rule: str | Mapping[str, Sequence[int]], blocks: int,
+         where: str = "layers", stack: str = "") -> tuple[int, ...]:  # fmt: skip
+    """The blocks kept of a stack of `blocks`: a number of them by a rule, a list as it is, or half for None. In place
+    of a rule the blocks of each stack may be given, the first to be kept first.
 
     Raises InputError over everything that is wrong with them.
     """
-    if rule not in RULES:
-        raise InputError(Problem("unknown rule", "keep", got=repr(rule), fix=did_you_mean(rule, RULES)))
+    if isinstance(rule, str) and rule not in RULES:
+        known = [*RULES, "importance"]
+        raise InputError(Problem("unknown rule", "keep", got=repr(rule), fix=did_you_mean(rule, known)))
     if layers is None:
         layers = max(1, blocks // 2)
     if isinstance(layers, int):
         if not 1 <= layers <= blocks:
             raise InputError(Problem("no number of layers", where, f"1 to {blocks}", str(layers)))
-        return tuple(RULES[rule](i, blocks, layers) for i in range(layers))
+        if isinstance(rule, str):
+            return tuple(RULES[rule](i, blocks, layers) for i in range(layers))
+        return tuple(sorted(rule[stack][:layers]))
     chosen = tuple(layers)
     raise_all(problems(chosen, blocks, where))
     return chosen

@@ -21,7 +21,9 @@ from featherweight.core.anatomy import find_blocks
 from featherweight.core.encoded import encoded
 from featherweight.core.errors import InputError, Problem, did_you_mean, listed, raise_all
 from featherweight.core.host import base_modules, frozen_class, hosts
+from featherweight.distill.importance import importance, ranked
 from featherweight.distill.keep import kept
+from featherweight.distill.width import copy_embeddings, narrowed
 from featherweight.interop.pooling import pool_of, set_pool
 
 Layers = int | Sequence[int] | None
@@ -34,32 +36,47 @@ COUNTS = {
 
 
 def student(teacher: Any, layers: Layers | Mapping[str, Layers] = None, width: int | None = None,
-            keep: str = "spread") -> Any:  # fmt: skip
+            keep: str = "spread", *, ffn: int | None = None, data: Any = None, task: Any = None,
+            seed: int = 0) -> Any:  # fmt: skip
     """A student with fewer layers than a transformers model, from its weights; the teacher stays as it is.
 
     layers: how many blocks are kept by the rule `keep` ("spread", "strided", "groups", "first", "last"; see keep.py),
     or the numbers of those kept; half by default. With an encoder and a decoder it holds for both, or is a mapping:
     {"encoder": 3, "decoder": [0, 5]}.
-    width: the teacher's own; a narrower student is refused, for no rule to choose its dimensions is built.
+    keep: "importance" keeps the blocks without which the loss of `data` (rows, or a data set's valid split, else its
+    train split; never its test split) is the largest, each left out in turn; `task` as `fw.evaluate` takes it.
+    width, ffn: of hidden states and feed-forward layers. A student of other sizes starts at random, from `seed`, as
+    TinyBERT's and MiniLM's did, with as many heads as its teacher; `ffn` keeps its proportion to the width by default.
 
     Embeddings and heads are copied. Returned in eval mode, with the teacher's tokenizer and task, without a name.
     Raises InputError for a teacher with adapters or codes, and where its config does not say how many blocks it has.
     """
     stacks = stacks_of(teacher)
-    raise_all(refusals(teacher, stacks, width))
-    plan = {path: kept(one, keep, stacks[path], where) for path, (where, one) in asked(layers, stacks).items()}
+    raise_all([*refusals(teacher, stacks), *needless(keep, data)])
+    rule = keep if data is None else ranked(importance(teacher, data, task))
+    plan = {p: kept(one, rule, stacks[p], where, p) for p, (where, one) in asked(layers, stacks).items()}
     config = shortened(teacher.config, plan, stacks)
-    with torch.random.fork_rng(devices=[]):  # what the constructor draws is overwritten
-        made = frozen_class(teacher)._from_config(
-            config, dtype=teacher.dtype, attn_implementation=teacher.config._attn_implementation
-        )
+    narrow = narrowed(config, width, ffn)
+    made = blank(teacher, config, seed)
+    if narrow:
+        copy_embeddings(made, teacher)
+    else:
+        fill(made, teacher, plan)
     set_pool(made, pool_of(teacher))
-    fill(made, teacher, plan)
     for name in ("tokenizer", "task"):
         if hasattr(teacher, name):
             setattr(made, name, getattr(teacher, name))
     made.generation_config = deepcopy(getattr(teacher, "generation_config", None))
     return made.to(teacher.device).eval()
+
+
+def blank(teacher: Any, config: Any, seed: int) -> Any:
+    """A model of the teacher's class from another config, with the values that its class starts from."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return frozen_class(teacher)._from_config(
+            config, dtype=teacher.dtype, attn_implementation=teacher.config._attn_implementation
+        )
 
 
 def stacks_of(model: nn.Module) -> dict[str, int]:
@@ -78,7 +95,7 @@ def side(path: str, stacks: Mapping[str, int]) -> str:
     return next((s for s in ("encoder", "decoder") if s in path.split(".")), path)
 
 
-def refusals(teacher: Any, stacks: Mapping[str, int], width: int | None) -> list[Problem]:
+def refusals(teacher: Any, stacks: Mapping[str, int]) -> list[Problem]:
     """Everything about a teacher that no student can be made of."""
     if not hasattr(type(teacher), "_from_config"):
         return [Problem("not a transformers model", "teacher", "a PreTrainedModel", type(teacher).__name__)]
@@ -92,11 +109,16 @@ def refusals(teacher: Any, stacks: Mapping[str, int], width: int | None) -> list
     if any(encoded(m) for _, m in base_modules(teacher)):
         found.append(Problem("the teacher is quantized", "teacher", fix="make the student of the plain model; a "
                              "quantized teacher may teach it"))  # fmt: skip
-    own = getattr(teacher.config, "hidden_size", None)
-    if width is not None and width != own:
-        found.append(Problem("students of another width are not there", "width", f"{own}, the teacher's", str(width),
-                             "make one of a config of its own; MiniLM takes a student of any width"))  # fmt: skip
     return found
+
+
+def needless(keep: str, data: Any) -> list[Problem]:
+    """Importance is measured on data, and nothing else is."""
+    if (keep == "importance") == (data is not None):
+        return []
+    if data is None:
+        return [Problem("importance is measured on rows", "data", "rows", "None", "give data=")]
+    return [Problem("data decides nothing for this rule", "keep", "'importance'", repr(keep), "leave data out")]
 
 
 def asked(layers: Layers | Mapping[str, Layers], stacks: Mapping[str, int]) -> dict[str, tuple[str, Layers]]:
