@@ -99,7 +99,7 @@ def test_language_models(tokenizer: Any, rows: Any, tmp_path: Path) -> None:
     kept = run(teacher, asked, fw.KD(), cache=tmp_path / "c")
     assert kept == pytest.approx(live, rel=2e-6)
     distinct = len({(r["prompt"], r["completion"]) for r in asked})
-    assert (tmp_path / "c" / "logits.bin").stat().st_size == distinct * 4 * 23 * 4  # three words and the end
+    assert (tmp_path / "c" / "logits.bin").stat().st_size == distinct * 4 * SIZE * 4  # three words and the end
 
 
 def test_an_encoder_beside_a_decoder(tokenizer: Any, rows: Any, tmp_path: Path) -> None:
@@ -140,27 +140,27 @@ def test_a_tail_in_one_is_a_lower_bound_and_tight_where_the_tail_agrees(T: float
     s = t + 0.5 * torch.randn_like(t)
     before = torch.zeros(50, dtype=torch.float64)
     for k in (1, 5, 20, 100, 199):
-        both = Coarse(*part(t, k, T), T=T).against(s)
+        both = Coarse(**part(t, k, T)).against(s)
         for loss in (kl, reverse_kl, generalized_jsd):
             assert (loss(*both, temperature=T) <= loss(s, t, temperature=T) + 1e-9).all()
         now = kl(*both, temperature=T)
         assert (now >= before - 1e-9).all()  # a finer cut hides less
         before = now
     torch.testing.assert_close(now, kl(s, t, temperature=T))  # 199 and one more is all of them
-    equal = Coarse(*part(t, 3, T), T=T).against(t + 1)
+    equal = Coarse(**part(t, 3, T)).against(t + 1)
     assert kl(*equal, temperature=T).abs().max() < 1e-12
 
 
-def part(logits: torch.Tensor, k: int, T: float) -> Any:
+def part(logits: torch.Tensor, k: int, T: float) -> dict[str, Any]:
     log_p, words = coarse(logits, k, T)
-    return log_p, (), {}, 0, (), words
+    return {"logits": log_p, "words": words, "T": T}
 
 
 def test_the_rest_by_hand() -> None:
     """p = (1/2, 1/4, 1/8, 1/8), q uniform, k = 2: ½ ln 2 + ¼ ln 1 + ¼ ln ½ = ¼ ln 2."""
     t = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
     s = torch.zeros(1, 4)
-    both = Coarse(*part(t, 2, 1.0)).against(s)
+    both = Coarse(**part(t, 2, 1.0)).against(s)
     assert kl(*both).item() == pytest.approx(0.25 * numpy.log(2), rel=1e-6)
     assert kl(s, t).item() == pytest.approx(0.25 * numpy.log(2) + 0, rel=1e-6)  # the two eighths are alike
 
