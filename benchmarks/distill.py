@@ -67,6 +67,8 @@ def run(job: Job, jobs: dict[str, Any]) -> None:
     mine = jobs.setdefault(job.name, {"runs": {}})
     teacher = teacher_of(job)
     values, said = outcomes(teacher, job, "test")
+    mine["settings"] = {"rates": job.rates, "steps": job.steps, "batch": job.batch, "lesson": job.lesson,
+                        "rows": {name: len(rows) for name, rows in job.data.items()}}  # fmt: skip
     mine["teacher"] = {"test": round(scores(job, values, "test"), 4), "rows": bits(job, values)}
     before, _ = outcomes(job.student(teacher), job, "test")
     mine["untrained"] = round(scores(job, before, "test"), 4)
