@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from featherweight.baselines.near import WORDS, Encoder, nearest
-from featherweight.baselines.prompts import Prompts, before, fitted, question, room
+from featherweight.baselines.prompts import Prompts, answer, before, fitted, question, room
 from featherweight.baselines.shots import source
 from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.data.types import Example
@@ -31,14 +31,16 @@ def with_passages(
     every verb and for `in_context` on top.
 
     `embedder` is "words", an encoder or its folder. A row's question alone is looked up, its answer never, and a
-    passage that holds the question itself is passed over. Passages that `model` has no room for are dropped whole,
-    the least near first, and counted. Raises InputError for a corpus that is empty or too small.
+    passage that is the row itself (its question, with or without its answer) is passed over. Passages that `model` has
+    no room for are dropped whole, the least near first, and counted. Raises InputError for a corpus that is empty or
+    too small.
     """
     rows, texts = source(data, split, columns), corpus_of(corpus)
     asked = [question(row) for row in rows]
     check(rows, asked, texts, passages)
     fits = room(model, rows, task, tokenizer, length)
-    own = [{i for i, text in enumerate(texts) if ask in text} for ask in asked]
+    places = {collapsed(text): i for i, text in enumerate(texts)}
+    own = [{places[text] for text in itself(row) if text in places} for row in rows]
     picked = nearest(asked, texts, passages, embedder, own) if passages else [[] for _ in rows]
 
     def render(row: Example, used: list[int]) -> Example:
@@ -46,6 +48,15 @@ def with_passages(
         return before(row, "".join(piece + separator for piece in pieces)) if pieces else row
 
     return fitted(rows, picked, render, fits, "passage")
+
+
+def itself(row: Example) -> tuple[str, str]:
+    """A row as a passage would hold it."""
+    return collapsed(question(row)), collapsed(f"{question(row)} {answer(row) or ''}")
+
+
+def collapsed(text: str) -> str:
+    return " ".join(text.split())
 
 
 def corpus_of(corpus: Any) -> list[str]:
@@ -58,10 +69,13 @@ def corpus_of(corpus: Any) -> list[str]:
         raise_all(Problem("not a text", f"corpus[{i}]", "text", type(t).__name__)
                   for i, t in enumerate(corpus) if not isinstance(t, str))  # fmt: skip
         texts = list(corpus)
-    found = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
+    found: dict[str, str] = {}
+    for text in texts:
+        if text.strip():
+            found.setdefault(collapsed(text), text.strip())
     if not found:
         raise InputError(Problem("no passages", "corpus", "a file or a list of texts"))
-    return found
+    return list(found.values())
 
 
 def check(rows: Sequence[Example], asked: Sequence[str], texts: Sequence[str], passages: int) -> None:
