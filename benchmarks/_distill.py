@@ -98,7 +98,7 @@ class Body(Full):
 
 
 JOBS = (
-    Job("banking77", lambda: held(_real.banking77(10**9)), (5e-4, 1.5e-3), 80, 16, (800, 16, 5e-4)),
+    Job("banking77", lambda: held(_real.banking77(10**9)), (2e-4, 6e-4), 80, 16, (800, 16, 5e-4)),
     Job("tinystories", stories, (1e-3, 3e-3), 100, 8, None, True),
     Job("sst2", lambda: held(_real.sst2(10**9)), (2e-4, 6e-4), 80, 16, (500, 16, 2e-4)),
 )
