@@ -37,7 +37,9 @@ def command(*words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Sho
     suite, model, folder = positions(words[:head], Suite.known, problems)
     fields = noun_keys(Suite.known[suite]) if suite else {}
     keys = {k: v for k, v in run_keys().items() if k not in (*NOT_HERE, "model")} | {k.name: k for k in MORE} | fields
-    _, flags, wrong = read_flags(words[head:], keys)
+    _, flags, wrong = read_flags(words[head:], run_keys() | keys)
+    problems += [Problem("not for a suite", f.where, fix="the suite decides it") for f in flags if f.key in NOT_HERE]
+    flags = [flag for flag in flags if flag.key not in NOT_HERE]
     values = with_recipe(default_recipe(overridden([], flags), model), problems)
     given = checked({k: v for k, v in values.items() if k != "model"}, keys, problems)
     call = options(given, values, fields, problems)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from featherweight.fewshot.suite import Part, Suite, files
+from featherweight.data.types import Rows
+from featherweight.fewshot.suite import Part, Suite
 
 
 @dataclass(frozen=True, repr=False)
@@ -22,6 +23,9 @@ class FewGLUE(Suite):
         "boolq": "BoolQ", "cb": "CB", "copa": "COPA", "rte": "RTE", "wic": "WiC", "wsc": "WSC",
     }  # fmt: skip
 
-    def parts(self, folder: Path, seed: int) -> list[Part]:
-        train, test = files((folder / "train.jsonl", folder / "val.jsonl"))
-        return [Part("", train, test, str(folder / "train.jsonl"))]
+    def files(self, folder: Path) -> tuple[Path, ...]:
+        return folder / "train.jsonl", folder / "val.jsonl"
+
+    def parts(self, held: Mapping[Path, Rows], folder: Path, seed: int) -> list[Part]:
+        train, test = self.files(folder)
+        return [Part("", held[train], held[test], str(train))]

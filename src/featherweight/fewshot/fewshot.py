@@ -48,6 +48,7 @@ def fewshot(model: Any, suite: Suite | str, folder: str | os.PathLike[str], *, o
              **{k: plain(v) for k, v in values.items() if k not in FREE}}  # fmt: skip
     claimed(place, asked, resume)
     live, task = base(model, recipe, wanted, values)
+    write_text(place / REQUEST, json.dumps(asked, indent=1) + "\n")
     bench = Bench(live, task, {"recipe": recipe, **{k: v for k, v in values.items() if k != "quantize"}}, resume)
     done, files = [], {}
     for job in jobs:
@@ -84,7 +85,6 @@ def claimed(place: Path, asked: Mapping[str, Any], resume: bool) -> None:
         raise_all(Problem("changed since it began", key, repr(then.get(key)), repr(now.get(key)), "put it back")
                   for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key))  # fmt: skip
     place.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(asked, indent=1) + "\n")
 
 
 def base(model: Any, recipe: Any, wanted: Any, values: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ from featherweight.core.errors import InputError, Problem, did_you_mean, raise_a
 from featherweight.data.load import collect
 from featherweight.data.prompt_sets import Prompts, prompts
 from featherweight.data.raft import TASK, numbers_beside
+from featherweight.data.read import read
 from featherweight.fewshot.submit import Unlabelled, checked, unlabelled
 from featherweight.fewshot.suite import Part, Suite, sampled, verified
 
@@ -21,7 +22,7 @@ class Job:
     template: str
     prompts: Prompts
     seeds: Mapping[int, Sequence[Part]]
-    unlabelled: Unlabelled | None
+    unlabelled: Unlabelled | None = None
 
 
 def suite_of(given: Suite | str) -> Suite:
@@ -41,20 +42,25 @@ def prepared(suite: Suite, home: Path, seeds: Sequence[int], tasks: Sequence[str
              submit: str | None) -> list[Job]:  # fmt: skip
     """Every task with all its rows, read and worded once. Raises InputError over all that is wrong with any of them."""
     problems: list[Problem] = []
-    jobs = []
     places = suite.chosen(home, tasks)
-    for name, place in places.items():
-        template = suite.templates[name]
-        parts = {seed: collect(problems, suite.parts, place, seed) or [] for seed in seeds}
-        held = [part for found in parts.values() for part in found]
-        bare = unlabelled(place, submit, len(places), problems) if submit is not None else None
-        own = prompts(template)
-        own = replace(own, numbers=own.numbers or numbers_beside(place / TASK))
-        verified({tuple(r.where for r in some): some for part in held for some in (part.train, part.test)}.values(),
-                 own, problems)  # fmt: skip
-        if bare is not None:
-            checked(bare, own, problems)
-        cut = {seed: [sampled(part, rows) for part in found] for seed, found in parts.items()}
-        jobs.append(Job(name, template, own, cut, bare))
+    jobs = [job(suite, name, place, seeds, rows, problems) for name, place in places.items()]
+    if submit is not None:
+        given = [unlabelled(place, submit, len(places), problems) for place in places.values()]
+        jobs = [replace(one, unlabelled=bare) for one, bare in zip(jobs, given, strict=True)]
+        for one in jobs:
+            checked(one.unlabelled, one.prompts, problems)
     raise_all(dict.fromkeys(problems))
     return jobs
+
+
+def job(suite: Suite, name: str, place: Path, seeds: Sequence[int], rows: int | None, problems: list[Problem]) -> Job:
+    """One task. Its files are read and worded each by itself: what is wrong with one hides nothing of the others."""
+    template = suite.templates[name]
+    own = prompts(template)
+    own = replace(own, numbers=own.numbers or numbers_beside(place / TASK))
+    held = {path: found for path in suite.files(place) if (found := collect(problems, read, path)) is not None}
+    for some in held.values():
+        verified(some, own, problems)
+    whole = len(held) == len(suite.files(place))
+    parts = {seed: collect(problems, suite.parts, held, place, seed) or [] for seed in seeds} if whole else {}
+    return Job(name, template, own, {seed: [sampled(part, rows) for part in found] for seed, found in parts.items()})

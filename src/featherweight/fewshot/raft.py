@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from featherweight.core.errors import InputError, Problem
 from featherweight.data.types import Rows
-from featherweight.fewshot.suite import Part, Suite, files
+from featherweight.fewshot.suite import Part, Suite
 
 TASKS = (
     "ade_corpus_v2", "banking_77", "neurips_impact_statement_risks", "one_stop_english", "overruling",
@@ -35,8 +35,11 @@ class RAFT(Suite):
         if self.folds < 0 or self.folds == 1:
             raise InputError(Problem("no cross-validation", "folds", "2 or more, or 0", str(self.folds)))
 
-    def parts(self, folder: Path, seed: int) -> list[Part]:
-        (rows,) = files((folder / "train.csv",))
+    def files(self, folder: Path) -> tuple[Path, ...]:
+        return (folder / "train.csv",)
+
+    def parts(self, held: Mapping[Path, Rows], folder: Path, seed: int) -> list[Part]:
+        rows = held[folder / "train.csv"]
         if self.folds > len(rows):
             raise InputError(Problem("more folds than rows", "folds", f"at most {len(rows)}", str(self.folds)))
         dealt = deal(rows, self.folds, seed)

@@ -55,9 +55,11 @@ def submitted(bench: Bench, given: Unlabelled, prompts: Prompts, template: str, 
     return file
 
 
-def checked(given: Unlabelled, prompts: Prompts, problems: list[Problem]) -> None:
+def checked(given: Unlabelled | None, prompts: Prompts, problems: list[Problem]) -> None:
     """Everything that is wrong with the rows to answer: empty texts, IDs that are missing or come twice."""
     from featherweight.evaluate.averaged import unlabelled as bare
 
-    verified([bare(given.rows)], prompts, problems)
+    if given is None:
+        return
+    verified(bare(given.rows), prompts, problems)
     collect(problems, submission, given.rows, [""] * len(given.rows))

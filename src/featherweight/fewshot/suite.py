@@ -1,7 +1,7 @@
 """A suite: a folder of tasks, and for each task and seed what is trained on and what is answered."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ from featherweight.core.errors import InputError, Problem, did_you_mean, listed,
 from featherweight.core.noun import Noun
 from featherweight.data.load import collect
 from featherweight.data.prompt_sets import Prompts
-from featherweight.data.read import read
 from featherweight.data.templates import prompted
 from featherweight.data.types import Rows
 
@@ -37,8 +36,12 @@ class Suite(Noun):
     folders: ClassVar[Mapping[str, str]] = {}  # of tasks whose folder has another name
 
     @abstractmethod
-    def parts(self, folder: Path, seed: int) -> list[Part]:
-        """The runs of one seed, of the task in this folder. Raises InputError over what cannot be read."""
+    def files(self, folder: Path) -> tuple[Path, ...]:
+        """All files of the task in this folder."""
+
+    @abstractmethod
+    def parts(self, held: Mapping[Path, Rows], folder: Path, seed: int) -> list[Part]:
+        """The runs of one seed, from the rows of its files. Raises InputError for a seed that there is no data for."""
 
     def chosen(self, home: Path, tasks: Sequence[str] = ()) -> dict[str, Path]:
         """The tasks that are asked for, or all whose folders are there. Raises InputError for any that is not."""
@@ -50,10 +53,10 @@ class Suite(Noun):
         )
         wanted = {task: known[task] for task in tasks or known}
         there = {task: place for task, place in wanted.items() if place.is_dir()}
-        if not there or (tasks and len(there) < len(wanted)):
-            missing = [str(place) for place in wanted.values() if not place.is_dir()]
-            fix = f"a folder with {listed([self.folders.get(t, t) for t in known])}"
-            raise InputError(Problem("no folder of the task", listed(missing), fix=fix))
+        if not there:
+            holds = f"folders {listed([place.name for place in known.values()])}"
+            raise InputError(Problem("no task of the suite is there", str(home), holds))
+        raise_all(Problem("no folder of the task", str(wanted[task])) for task in tasks if task not in there)
         return there
 
 
@@ -65,17 +68,8 @@ def sampled(part: Part, most: int | None) -> Part:
     return replace(part, test=Rows([part.test[i] for i in kept], part.test.notes))
 
 
-def files(paths: Iterable[Path]) -> Iterator[Rows]:
-    """The rows of several files; the problems of all of them at once."""
-    problems: list[Problem] = []
-    found = [collect(problems, read, path) for path in paths]
-    raise_all(problems)
-    return iter(found)
-
-
-def verified(rows: Iterable[Rows], prompts: Prompts, problems: list[Problem]) -> None:
+def verified(rows: Rows, prompts: Prompts, problems: list[Problem]) -> None:
     """Whether every template of a set fits all rows; what does not becomes problems, each once."""
     found: list[Problem] = []
-    for some in rows:
-        collect(found, partial(prompted, every=True), some, prompts)
+    collect(found, partial(prompted, every=True), rows, prompts)
     problems.extend(dict.fromkeys(found))

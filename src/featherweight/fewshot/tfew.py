@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from featherweight.core.errors import InputError, Problem, listed
 from featherweight.data.types import Row, Rows
-from featherweight.fewshot.suite import Part, Suite, files
+from featherweight.fewshot.suite import Part, Suite
 
 DRAW = "_seed.jsonl"
 
@@ -27,16 +27,18 @@ class TFew(Suite):
         "h-swag": "hellaswag", "rte": "rte", "sst2": "sst2", "wic": "wic", "winogrande": "winogrande", "wsc": "wsc",
     }  # fmt: skip
 
-    def parts(self, folder: Path, seed: int) -> list[Part]:
-        draws = {path.name.removesuffix(DRAW): path for path in sorted(folder.glob(f"*_shot/*{DRAW}"))}
-        if str(seed) not in draws:
-            there = f"seeds {listed(list(draws))}"
+    def files(self, folder: Path) -> tuple[Path, ...]:
+        return tuple(sorted(folder.glob(f"*_shot/*{DRAW}")))
+
+    def parts(self, held: Mapping[Path, Rows], folder: Path, seed: int) -> list[Part]:
+        draws = {path.name.removesuffix(DRAW): path for path in self.files(folder)}
+        own = draws.get(str(seed))
+        if own is None:
+            there = f"one of {listed(sorted(draws, key=int))}"
             raise InputError(Problem("no draw of this seed", str(folder), there, str(seed)))
-        held = dict(zip(draws, files(draws.values()), strict=True))
-        own = {key(row) for row in held[str(seed)]}
-        others = {key(row): row for name, rows in held.items() if name != str(seed) for row in rows}
-        test = Rows([row for name, row in others.items() if name not in own])
-        return [Part("", held[str(seed)], test, str(draws[str(seed)]))]
+        known = {key(row) for row in held[own]}
+        others = {key(row): row for path in draws.values() if path != own for row in held[path]}
+        return [Part("", held[own], Rows([row for name, row in others.items() if name not in known]), str(own))]
 
 
 def key(row: Row) -> str:
