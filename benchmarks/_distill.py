@@ -98,9 +98,9 @@ class Body(Full):
 
 
 JOBS = (
-    Job("banking77", lambda: held(_real.banking77(10**9)), (2e-4, 6e-4), 80, 16, (800, 16, 5e-4)),
+    Job("banking77", lambda: held(_real.banking77(10**9)), (2e-4, 5e-4), 80, 16, (400, 16, 5e-4)),
     Job("tinystories", stories, (1e-3, 3e-3), 100, 8, None, True),
-    Job("sst2", lambda: held(_real.sst2(10**9)), (2e-4, 6e-4), 80, 16, (500, 16, 2e-4)),
+    Job("sst2", lambda: held(_real.sst2(10**9)), (2e-4, 6e-4), 80, 16, (300, 16, 2e-4)),
 )
 
 
