@@ -1,0 +1,92 @@
+"""The two small models: what their cards say of them is so, and they know more than how frequent words are."""
+
+import json
+from hashlib import sha256
+
+import pytest
+import torch
+
+import featherweight as fw
+
+NAMES = ("tiny-bert", "tiny-t5")
+AUTO = {"tiny-bert": "AutoModelForMaskedLM", "tiny-t5": "AutoModelForSeq2SeqLM"}
+TASK = {"tiny-bert": fw.MaskedLM(), "tiny-t5": fw.SpanCorruption()}
+TEXTS = (  # in the manner of the sources, and in none of them
+    "The Wooden Spoon is a family friendly coffee shop near the river. It serves cheap Italian food, and its customer "
+    "rating is average.",
+    "My new card has still not arrived in the post. How long does it take until I can use it to pay?",
+    "Ben has 12 apples. He gives 5 of them to his sister and buys twice as many as he has left. How many apples does "
+    "he have now? He has 12 - 5 = 7 apples left.",
+    "One day a little girl went to the park with her mom. She saw a big red ball and wanted to play with it. She was "
+    "very happy.",
+)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(home, name):
+    return home / name
+
+
+@pytest.fixture(scope="module")
+def loaded(folder, name):
+    import transformers
+
+    model = getattr(transformers, AUTO[name]).from_pretrained(folder)
+    return model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def test_plain_transformers_loads_it_in_32_bits(loaded):
+    model, tokenizer = loaded
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert len(tokenizer) <= model.get_input_embeddings().weight.shape[0]
+
+
+def test_fw_loads_it_for_its_task(folder, name):
+    model = fw.load_base(str(folder), TASK[name])
+    assert fw.evaluate(model, [{"text": TEXTS[0]}], TASK[name])["loss"] > 0
+
+
+def test_the_folder_is_small_and_is_what_its_card_says(folder):
+    weights = folder / "model.safetensors"
+    card, record = (folder / "README.md").read_text(), json.loads((folder / "record.json").read_text())
+    assert weights.stat().st_size == record["bytes"] <= 8_000_000
+    assert sum(p.stat().st_size for p in folder.iterdir()) <= 9_000_000
+    assert sha256(weights.read_bytes()).hexdigest() == record["sha256"]
+    assert record["sha256"] in card
+
+
+def test_the_card_names_every_source_with_its_licence(folder):
+    from texts import SOURCES
+
+    card = (folder / "README.md").read_text()
+    assert SOURCES
+    for source in SOURCES:
+        assert f"| {source.name} | {source.licence} |" in card
+    assert not any(word in source.licence for source in SOURCES for word in ("NC", "research", "unknown"))
+
+
+def test_it_knows_more_than_frequencies(loaded, name, data_dir):
+    """Bits per hidden token of texts written here, against the unigram model of what was hidden in its own texts."""
+    from store import counts, hidden, surprise
+
+    model, tokenizer = loaded
+    rows = [{"text": text} for text in TEXTS]
+    bits = float(fw.evaluate(model, rows, TASK[name], tokenizer=tokenizer)["loss"]) / torch.log(torch.tensor(2.0))
+    baseline = surprise(hidden(TASK[name], model, rows, tokenizer), counts(TASK[name], model, tokenizer, data_dir))
+    assert bits < baseline - 0.5
+
+
+def test_the_t5_answers_prompts_above_chance(home, data_dir):
+    """Restaurants' areas, on dev rows: two choices, all of them told in the text."""
+    from mixture import Mixture
+
+    items = [i for i in Mixture(data_dir, "valid").items(1500, 3) if i.task == "area"]
+    rows = [{"text": i.prompt, "choices": list(i.choices), "label": i.choices.index(i.answer)} for i in items]
+    assert len(rows) > 30
+    model = fw.load_base(str(home / "tiny-t5"), fw.Seq2SeqChoices())
+    assert fw.evaluate(model, rows, fw.Seq2SeqChoices())["accuracy"] > 0.8
