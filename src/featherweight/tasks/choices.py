@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from featherweight.data.types import Encoded, Example
+    from featherweight.tasks.shared_context import After
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,7 +41,7 @@ class Choices(Task):
     auto: ClassVar[str] = "AutoModelForCausalLM"
     shapes: ClassVar[tuple[str, ...]] = ("choices",)
     best: ClassVar[tuple[str, bool]] = ("accuracy", True)
-    decodes: ClassVar[bool] = True  # the model has a decoder alone
+    kind: ClassVar[str] = "a decoder alone"  # of model
 
     def check(self, examples: Sequence[Example]) -> list[Problem]:
         return [Problem("nothing to choose from", e.where, "a text with choices") for e in examples if not e.choices]
@@ -54,34 +55,55 @@ class Choices(Task):
     def ask(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
         return self.encode_all([replace(e, label=None) for e in examples], tokenizer, length)
 
-    def logits(self, model: nn.Module, batch: Mapping[str, Tensor], rows: Tensor, targets: Tensor) -> Tensor:
-        """(choices, tokens, V): what the model expects at each token of `targets`, the choices of `rows`."""
+    def after(self, model: nn.Module, batch: Mapping[str, Tensor]) -> After:
+        """A function of `rows` and `targets` (choices, tokens), the choices of these rows: (choices, tokens, V), what
+        the model expects at each token. See `shared_context`."""
         from featherweight.tasks.shared_context import after_text
 
-        return after_text(model, batch["input_ids"], batch["attention_mask"], rows, targets)
+        return after_text(model, batch["input_ids"], batch["attention_mask"])
 
     def tokens(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """log p, log(1 - p) and which are there (batch, choices, tokens), of all rows' choices at once."""
+        """log p, log(1 - p) and which are there (batch, choices, tokens), of all rows' choices."""
         import torch
-
-        from featherweight.tasks.choice_losses import token_log_probabilities
 
         self.fits(model)
         choices = batch["choices"]  # (batch, choices, tokens), -100 where there is no token
         real = choices >= 0
         there = real.any(2)
-        rows, targets = there.nonzero()[:, 0], choices[there].clamp_min(0)
-        found = token_log_probabilities(self.logits(model, batch, rows, targets), targets)
+        found = self.each(model, batch, there.nonzero()[:, 0], choices[there])
         log_p, log_not = (torch.zeros_like(choices, dtype=f.dtype).index_put((there,), f) for f in found)
         return log_p, log_not, real
 
+    def each(
+        self, model: nn.Module, batch: Mapping[str, Tensor], rows: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """log p and log(1 - p) of `targets` (choices, tokens), the choices of `rows`, as many at once as there is room
+        for."""
+        import torch
+
+        from featherweight.tasks.choice_losses import token_log_probabilities
+        from featherweight.tasks.shared_context import pieces
+
+        after, lengths = self.after(model, batch), (targets >= 0).sum(1)
+        parts = list(pieces(lengths, batch["input_ids"].shape[1], vocabulary(model)))
+        made = []
+        for part in parts:
+            wide = int(lengths[part].max())
+            ids = targets[part, :wide].clamp_min(0)
+            found = token_log_probabilities(after(rows[part], ids), ids)
+            made.append([torch.nn.functional.pad(f, (0, targets.shape[1] - wide)) for f in found])
+        back = torch.cat(parts).argsort()
+        log_p, log_not = (torch.cat(f)[back] for f in zip(*made, strict=True))
+        return log_p, log_not
+
     def fits(self, model: nn.Module) -> None:
-        """Raise InputError for a model of the other kind."""
-        encodes = bool(getattr(inner(model).config, "is_encoder_decoder", False))
-        if encodes == self.decodes:
-            got = "an encoder-decoder" if encodes else "a decoder alone"
-            fix = "take Seq2SeqChoices()" if encodes else "take Choices()"
-            raise InputError(Problem("the task is for another kind of model", "task", type(self).__name__, got, fix))
+        """Raise InputError for a model of another kind."""
+        kind = kind_of(model)
+        if kind != self.kind:
+            others: list[Any] = [t for t in Task.known.values() if getattr(t, "kind", None) == kind]
+            fix = f"take {others[0].__name__}()" if others else ""
+            wanted = f"{self.kind}, for {type(self).__name__}"
+            raise InputError(Problem("the task is for another kind of model", "task", wanted, kind, fix))
 
     def scores(self, log_p: Tensor, real: Tensor) -> Tensor:
         """(batch, choices), -inf where there is none."""
@@ -145,3 +167,22 @@ class Choices(Task):
 def best_of(probabilities: Sequence[float]) -> int:
     """The number of the most probable choice, the first of equals."""
     return max(range(len(probabilities)), key=probabilities.__getitem__)
+
+
+def kind_of(model: nn.Module) -> str:
+    """What a language model reads and writes, by its config and its class."""
+    from featherweight.core.host import frozen_class
+
+    core: Any = inner(model)
+    if getattr(core, "get_output_embeddings", lambda: None)() is None:
+        return "a model without a language head"
+    if getattr(core.config, "is_encoder_decoder", False):
+        return "an encoder-decoder"
+    return "a masked language model" if frozen_class(core).__name__.endswith("ForMaskedLM") else "a decoder alone"
+
+
+def vocabulary(model: nn.Module) -> int:
+    """Rows of the output head."""
+    from featherweight.tasks.token_loss import output_head, rows_of
+
+    return rows_of(output_head(model))

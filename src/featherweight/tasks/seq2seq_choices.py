@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from featherweight.data.types import Encoded, Example
+    from featherweight.tasks.shared_context import After
 
 
 @dataclass(frozen=True, repr=False)
@@ -21,7 +22,7 @@ class Seq2SeqChoices(Choices):
     """`Choices` for T5, BART and their kin: scores, losses and answers are the same."""
 
     auto: ClassVar[str] = "AutoModelForSeq2SeqLM"
-    decodes: ClassVar[bool] = False
+    kind: ClassVar[str] = "an encoder-decoder"
 
     def encode_all(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
         from featherweight.data.choices import encode_beside
@@ -29,7 +30,7 @@ class Seq2SeqChoices(Choices):
         raise_all(self.check(examples))
         return encode_beside(examples, tokenizer, length, self.end)
 
-    def logits(self, model: nn.Module, batch: Mapping[str, Tensor], rows: Tensor, targets: Tensor) -> Tensor:
+    def after(self, model: nn.Module, batch: Mapping[str, Tensor]) -> After:
         from featherweight.tasks.shared_context import beside_text
 
-        return beside_text(model, batch["input_ids"], batch["attention_mask"], rows, targets)
+        return beside_text(model, batch["input_ids"], batch["attention_mask"])
