@@ -6,6 +6,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,13 @@ class Job:
     rates: tuple[float, ...]
     steps: int
     batch: int
-    lesson: tuple[int, int, float] | None = None  # the teacher's own steps, batch and rate; None: it is taken as it is
+    lessons: tuple[tuple[int, int, float], ...] = ()  # the teacher's own: steps, batch and rate; none: as it is
     words: bool = False
 
     @property
     def base_too(self) -> bool:
         """Whether the teacher was another model before."""
-        return self.lesson is not None
+        return bool(self.lessons)
 
     @property
     def method(self) -> Any:
@@ -98,9 +99,9 @@ class Body(Full):
 
 
 JOBS = (
-    Job("banking77", lambda: held(_real.banking77(10**9)), (2e-4, 5e-4), 80, 16, (400, 16, 5e-4)),
-    Job("tinystories", stories, (1e-3, 3e-3), 100, 8, None, True),
-    Job("sst2", lambda: held(_real.sst2(10**9)), (2e-4, 6e-4), 80, 16, (300, 16, 2e-4)),
+    Job("banking77", lambda: held(_real.banking77(10**9)), (2e-4, 5e-4), 80, 16, ((400, 16, 5e-4), (400, 16, 5e-4))),
+    Job("tinystories", stories, (1e-3, 3e-3), 100, 8, (), True),
+    Job("sst2", lambda: held(_real.sst2(10**9)), (2e-4, 6e-4), 80, 16, ((300, 16, 2e-4),)),
 )
 
 
@@ -111,22 +112,24 @@ def start(job: Job) -> tuple[Any, Any]:
 
 @cache
 def teacher_of(job: Job) -> Any:
-    """The teacher; kept on disk, for it is one for all arms and seeds."""
+    """The teacher after all of its lessons; each is kept on disk, for it is one for all arms and seeds."""
     model, task = start(job)
-    if job.lesson is None:
-        return model.eval()
-    steps, batch, rate = job.lesson
-    path = Path(tempfile.gettempdir()) / f"featherweight-teacher-{job.name}-{steps}-{batch}-{rate:g}.pt"
-    if path.exists():
-        model.load_state_dict(torch.load(path))
-        return model.eval()
-    fw.train(model, {"train": drawn(job, steps * batch, 0)}, task, method=job.method, steps=steps, batch=batch, lr=rate,
-             length=LENGTH, warmup=0.06, best=False, log=EVERY)  # fmt: skip
-    fw.merge(model)
-    staged = path.with_suffix(".part")
-    torch.save(model.state_dict(), staged)
-    staged.rename(path)
+    for number, (steps, batch, rate) in enumerate(job.lessons):
+        path = Path(tempfile.gettempdir()) / f"featherweight-{job.name}-{hash_of(job.lessons[: number + 1])}.pt"
+        if path.exists():
+            model.load_state_dict(torch.load(path))
+            continue
+        fw.train(model, {"train": drawn(job, steps * batch, number)}, task, method=job.method, steps=steps, batch=batch,
+                 lr=rate, length=LENGTH, seed=number, warmup=0.06, best=False, log=EVERY)  # fmt: skip
+        fw.merge(model)
+        staged = path.with_suffix(".part")
+        torch.save(model.state_dict(), staged)
+        staged.rename(path)
     return model.eval()
+
+
+def hash_of(lessons: Any) -> str:
+    return sha256(repr(lessons).encode()).hexdigest()[:12]
 
 
 def drawn(job: Job, count: int, seed: int) -> list[Any]:

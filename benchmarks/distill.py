@@ -67,7 +67,7 @@ def run(job: Job, jobs: dict[str, Any]) -> None:
     mine = jobs.setdefault(job.name, {"runs": {}})
     teacher = teacher_of(job)
     values, said = outcomes(teacher, job, "test")
-    mine["settings"] = {"rates": job.rates, "steps": job.steps, "batch": job.batch, "lesson": job.lesson,
+    mine["settings"] = {"rates": job.rates, "steps": job.steps, "batch": job.batch, "lessons": job.lessons,
                         "rows": {name: len(rows) for name, rows in job.data.items()}}  # fmt: skip
     mine["teacher"] = {"test": round(scores(job, values, "test"), 4), "rows": bits(job, values)}
     before, _ = outcomes(job.student(teacher), job, "test")
