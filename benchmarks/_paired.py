@@ -54,6 +54,35 @@ def compare(times: Mapping[str, list[float]], ours: str = "featherweight") -> di
     return result | {"rounds": len(times[ours])}
 
 
+def stepper(model: Any, loss: Callable[[], Any]) -> Any:
+    """A call that trains `model` one step (forward, backward, AdamW) on what `loss` gives, and returns its value;
+    `.trained` is the number of parameters that train."""
+    import torch
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+
+    def step() -> float:
+        value = loss()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(value.detach())
+
+    step.trained = sum(p.numel() for p in trained)  # type: ignore[attr-defined]
+    return step
+
+
+def tasks_loss(task: Any, model: Any, batch: Any) -> Callable[[], Any]:
+    """A task's mean loss a unit of one batch, as a call."""
+
+    def loss() -> Any:
+        total, units = task.loss(model, batch)
+        return total / units
+
+    return loss
+
+
 def added_memory(step: Callable[[], Any], warmup: int = 2, repeats: int = 3) -> int:
     """Bytes of peak resident memory that one step adds, the median of some; run it in a process made by
     `child(..., env=ALLOCATOR)`."""

@@ -41,21 +41,8 @@ def contenders(dtype: str) -> dict[str, Any]:
     }
     for name in ("featherweight", "lora"):
         fuse(models[name])
-    return {name: stepper(model) for name, model in models.items()}
-
-
-def stepper(model: Any) -> Any:
     ids = torch.randint(3, 4000, (2, 256), generator=torch.Generator().manual_seed(1))
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
-
-    def step() -> None:
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    step.trained = sum(p.numel() for p in trained)  # type: ignore[attr-defined]
-    return step
+    return {name: _paired.stepper(m, lambda m=m: m(input_ids=ids, labels=ids).loss) for name, m in models.items()}
 
 
 def main() -> None:

@@ -54,13 +54,7 @@ def ours(shape: str, kind: str) -> Any:
         fw.quantize(model, scheme(kind))
     fw.attach(model, fw.LoRA(rank=8, alpha=16, targets="linear"), head=False)
     fuse(model)
-    task, data = fw.CausalLM(), batch()
-
-    def loss() -> torch.Tensor:
-        total, units = task.loss(model, data)
-        return total / units
-
-    return stepper(model, loss)
+    return _paired.stepper(model, _paired.tasks_loss(fw.CausalLM(), model, batch()))
 
 
 def peft(shape: str) -> Any:
@@ -68,19 +62,7 @@ def peft(shape: str) -> Any:
 
     model = get_peft_model(base(shape), LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
     data = batch()
-    return stepper(model, lambda: model(**data).loss)
-
-
-def stepper(model: Any, loss: Any) -> Any:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
-
-    def step() -> None:
-        loss().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    return _paired.stepper(model, lambda: model(**data).loss)
 
 
 def speed(shape: str, rounds: int, with_peft: bool) -> dict[str, Any]:

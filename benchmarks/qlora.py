@@ -83,14 +83,10 @@ def ours_step(cell: str, recompute: bool) -> Any:
     if recompute:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     fuse(model)
-    task, ids = fw.CausalLM(), batch(cell)
+    ids = batch(cell)
     data = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
-    def loss() -> torch.Tensor:
-        total, units = task.loss(model, data)
-        return total / units
-
-    return stepper(model, loss)
+    return _paired.stepper(model, _paired.tasks_loss(fw.CausalLM(), model, data))
 
 
 def bitsandbytes_step(cell: str, recompute: bool) -> Any:
@@ -98,23 +94,7 @@ def bitsandbytes_step(cell: str, recompute: bool) -> Any:
     if recompute:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     ids = batch(cell)
-    return stepper(model, lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss)
-
-
-def stepper(model: Any, loss: Any) -> Any:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
-
-    def step() -> float:
-        value = loss()
-        value.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(value.detach())
-
-    step.trained = sum(p.numel() for p in trained)  # type: ignore[attr-defined]
-    step.model = model  # type: ignore[attr-defined]
-    return step
+    return _paired.stepper(model, lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss)
 
 
 SIDES = {"featherweight": ours_step, "bitsandbytes": bitsandbytes_step}

@@ -56,13 +56,7 @@ def ours(kind: str, targets: str, dropout: float, dtype: str) -> Any:
     fw.attach(model, fw.LoRA(rank=8, alpha=16, dropout=dropout, targets=roles), head=False)
     fuse(model)
     task = fw.Classification(labels=("0", "1")) if kind == "minilm" else fw.CausalLM()
-    data = batch(kind, model)
-
-    def loss() -> torch.Tensor:
-        total, units = task.loss(model, data)
-        return total / units
-
-    return stepper(model, loss)
+    return _paired.stepper(model, _paired.tasks_loss(task, model, batch(kind, model)))
 
 
 def peft(kind: str, targets: str, dropout: float, dtype: str) -> Any:
@@ -76,20 +70,7 @@ def peft(kind: str, targets: str, dropout: float, dtype: str) -> Any:
         config.exclude_modules = ".*pooler.*"
     model = get_peft_model(model, config)
     data = batch(kind, model)
-    return stepper(model, lambda: model(**data).loss)
-
-
-def stepper(model: Any, loss: Any) -> Any:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
-
-    def step() -> None:
-        loss().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    step.trained = sum(p.numel() for p in trained)  # type: ignore[attr-defined]
-    return step
+    return _paired.stepper(model, lambda: model(**data).loss)
 
 
 def measure(cell: tuple[str, str, float, str], rounds: int | None) -> dict[str, Any]:
