@@ -14,6 +14,7 @@ COMMANDS = {
     "generate": "Write on from a prompt.",
     "merge": "Fold an adapter into its model: a plain model folder.",
     "quantize": "Keep a model's weights as 4- or 8-bit codes: a folder a quarter of the size.",
+    "distill": "Train a smaller model on what a larger one makes of your data, and report what is kept.",
     "extract": "Turn a full fine-tune into a LoRA, and show its spectrum.",
     "methods": "The methods: paper, where each sits, its fields and defaults.",
     "plan": "What a run needs, before it runs: parameters, memory, disk, work.",
@@ -24,7 +25,7 @@ COMMANDS = {
     "demo": "Fine-tune a real sentence encoder on 1,000 support messages, in about a minute.",
 }
 
-OWN_FLAGS = ("train", "plan", "fewshot")  # they read their flags themselves
+OWN_FLAGS = ("train", "distill", "plan", "fewshot")  # they read their flags themselves
 ABOUT = "Adapt a frozen transformer by training almost none of it."
 
 COMMON = "Every command takes **--json** (one object on stdout, all else on stderr) and **--debug** (tracebacks)."

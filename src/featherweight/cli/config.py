@@ -68,27 +68,29 @@ def read_config(tokens: Sequence[str]) -> RunConfig:
     )  # fmt: skip
 
 
-def overridden(listed: Iterable[Value], flags: Iterable[Value]) -> dict[str, Value]:
+def overridden(listed: Iterable[Value], flags: Iterable[Value], nouns: Sequence[str] = NOUNS) -> dict[str, Value]:
     """Flags over the file's values. A flag that names another method (task) drops the file's options of the old one."""
-    values = {normal_key(v): v for v in listed}
-    given = {normal_key(v): v for v in flags}
-    for family in NOUNS:
+    values = {normal_key(v, nouns): v for v in listed}
+    given = {normal_key(v, nouns): v for v in flags}
+    for family in nouns:
         kind, was = given.get(f"{family}.type"), values.get(f"{family}.type")
         if kind is not None and (was is None or str(was.raw).lower() != str(kind.raw).lower()):
             values = {k: v for k, v in values.items() if not k.startswith(f"{family}.")}
     return values | given
 
 
-def normal_key(value: Value) -> str:
+def normal_key(value: Value, nouns: Sequence[str] = NOUNS) -> str:
     key = normal(value.key)
-    return f"{key}.type" if key in NOUNS else key
+    return f"{key}.type" if key in nouns else key
 
 
-def checked(values: Mapping[str, Value], keys: Mapping[str, Key], problems: list[Problem]) -> dict[str, Any]:
+def checked(
+    values: Mapping[str, Value], keys: Mapping[str, Key], problems: list[Problem], tables: Sequence[str] = TABLES
+) -> dict[str, Any]:
     """The plain keys, each as its type; unknown keys and wrong values become problems."""
     made: dict[str, Any] = {}
     for key, value in values.items():
-        if "." in key and key.split(".")[0] in TABLES:
+        if "." in key and key.split(".")[0] in tables:
             if key.startswith("columns."):
                 made[key] = str(value.raw)
             continue

@@ -37,7 +37,7 @@ def noun(
         return None
 
 
-def fields_of(made: type[Noun], mine: Mapping[str, Value], found: list[Problem]) -> dict[str, Any]:
+def fields_of(made: type[Any], mine: Mapping[str, Value], found: list[Problem]) -> dict[str, Any]:
     """The options of a noun as the types of its fields."""
     keys, families = noun_keys(made), nested(made)
     options: dict[str, Any] = {}

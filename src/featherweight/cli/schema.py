@@ -21,7 +21,7 @@ OWN = (
     Key("model", str, None, "The base: a folder, or a name on the hub."),
     Key("data", str | list[str] | dict[str, Any], None,
         "A file, a folder with train/valid/test, a hub data set, or a.jsonl:0.7,b.jsonl:0.3."),
-    Key("task", str, None, "classification, multilabel, regression, causallm, seq2seq (default: by the data's shape)."),
+    Key("task", str, None, "classification, questionanswering … (docs/tasks.md has all; default: by the data's shape)."),
     Key("method", str, "lora", "Any that `fw methods` lists."),
     Key("quantize", str, None, "Keep the base in this number format: any that `fw quantize` lists, or none."),
     Key("output", str, None, "The folder of the run (default: out/<name of the data>)."),
@@ -49,7 +49,7 @@ def run_keys() -> dict[str, Key]:
     return keys
 
 
-def noun_keys(noun: type[Noun]) -> dict[str, Key]:
+def noun_keys(noun: type[Any]) -> dict[str, Key]:
     """The fields of a method or task."""
     hints = get_type_hints(noun)
     return {f.name: Key(f.name, hints[f.name], first(f)) for f in fields(noun)}
@@ -96,6 +96,27 @@ def methods() -> dict[str, type[Noun]]:
     return dict(Method.known)
 
 
+def distillations() -> dict[str, type[Noun]]:
+    """Every recipe of `fw distill` by the name that files and flags use."""
+    import featherweight.distill.recipes
+    from featherweight.distill.recipes.recipe import Recipe
+
+    assert featherweight.distill.recipes
+    return dict(Recipe.known)
+
+
+def distilling(name: str) -> Callable[[], dict[str, Any]]:
+    """The options of `fw distill` that are no noun."""
+
+    def known() -> dict[str, Any]:
+        from featherweight.distill.augment import Augment
+        from featherweight.distill.cache import TeacherCache
+
+        return {name: {"cache": TeacherCache, "augment": Augment}[name]}
+
+    return known
+
+
 def tasks() -> dict[str, type[Noun]]:
     """Every task by the name that files and flags use."""
     import featherweight.tasks
@@ -107,4 +128,6 @@ def tasks() -> dict[str, type[Noun]]:
 
 FAMILIES: dict[str, Callable[[], dict[str, type[Noun]]]] = {
     "method": methods, "task": tasks, "quantize": schemes, "scheme": schemes,
+    "quantize_teacher": schemes, "recipe": distillations, "cache": distilling("cache"),
+    "augment": distilling("augment"),
 }  # fmt: skip

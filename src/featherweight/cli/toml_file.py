@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ HEADER = re.compile(r"^\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")
 ENTRY = re.compile(r"""^\s*((?:"[^"]*"|'[^']*'|[\w-]+)(?:\s*\.\s*(?:"[^"]*"|'[^']*'|[\w-]+))*)\s*=""")
 
 
-def read_toml(path: Path) -> list[Value]:
+def read_toml(path: Path, tables: Sequence[str] = TABLES) -> list[Value]:
     """The file's values. Raises InputError for a missing file, bytes that are not UTF-8 and TOML that is not TOML."""
     text = decoded(path)
     try:
@@ -31,7 +32,7 @@ def read_toml(path: Path) -> list[Value]:
     places = lines(text)
     return [
         Value(key, value, f"{path.name}:{places.get(key, places.get(key.split('.')[0], 1))}:{key}")
-        for key, value in flat(data)
+        for key, value in flat(data, tables)
     ]
 
 
@@ -48,11 +49,11 @@ def decoded(path: Path) -> str:
         raise InputError(Problem("not UTF-8", f"{path.name}:{line}", got=hex(raw[error.start]))) from None
 
 
-def flat(data: dict[str, Any]) -> list[tuple[str, Any]]:
+def flat(data: dict[str, Any], tables: Sequence[str] = TABLES) -> list[tuple[str, Any]]:
     """Dotted keys: one level into the tables that take options, no further."""
     found: list[tuple[str, Any]] = []
     for key, value in data.items():
-        if key in TABLES and isinstance(value, dict):
+        if key in tables and isinstance(value, dict):
             found += [(f"{key}.{inner}", v) for inner, v in value.items()]
         else:
             found.append((key, value))

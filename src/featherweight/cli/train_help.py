@@ -1,5 +1,6 @@
 """The help of `fw train`, drawn from the schema: what the file and the flags may say, from one source."""
 
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from featherweight.cli.schema import OWN, Key, run_keys
@@ -24,26 +25,29 @@ METHODS = (
 
 def train_help() -> Shown:
     """Every key with its kind, default and purpose."""
+    return panels(USAGE, run_keys(), {key.name for key in OWN}, "The run", METHODS)
+
+
+def panels(usage: str, keys: Mapping[str, Key], own: Collection[str], title: str, last: str) -> Shown:
+    """The keys of a command in two boxes: its own and the settings; the words around them."""
     from rich import box
     from rich.panel import Panel
     from rich.table import Table
 
-    keys = run_keys()
-    own = {key.name for key in OWN}
-    parts = {"The run": [k for k in keys.values() if k.name in own],
+    parts = {title: [k for k in keys.values() if k.name in own],
              "Settings": [k for k in keys.values() if k.name not in own]}  # fmt: skip
-    pieces: list[Any] = [USAGE]
-    for title, members in parts.items():
+    pieces: list[Any] = [usage]
+    for name, members in parts.items():
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), expand=True)
         table.add_column(no_wrap=True, style="bold cyan")
         table.add_column(ratio=1)
         for key in members:
             table.add_row(f"--{key.name.replace('_', '-')}", about(key))
-        pieces.append(Panel(table, title=title, title_align="left", box=box.ROUNDED))
+        pieces.append(Panel(table, title=name, title_align="left", box=box.ROUNDED))
     data = {
         "keys": {k.name: {"kind": described(k.kind), "default": k.default, "about": k.about} for k in keys.values()}
     }
-    return Shown(data, (*pieces, METHODS))
+    return Shown(data, (*pieces, last))
 
 
 def about(key: Key) -> str:

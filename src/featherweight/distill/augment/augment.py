@@ -12,7 +12,7 @@ Source: Jiao et al. 2019 (TinyBERT), algorithm 1 and appendix A, arXiv:1909.1035
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -23,6 +23,18 @@ from featherweight.distill.augment.words import Lexicon, Place
 from featherweight.tasks import MaskedLM
 from featherweight.tasks.check import check_vocabulary
 from featherweight.train.seeds import derive
+
+
+@dataclass(frozen=True)
+class Augment:
+    """The options of `augmented`, by its names; `model` a path."""
+
+    model: str
+    samples: int = 20
+    share: float = 0.4
+    words: int = 15
+    context: bool = True
+
 
 TEXTS = ("text", "text_pair")  # roles
 

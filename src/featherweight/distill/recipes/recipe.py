@@ -76,6 +76,8 @@ class Recipe(Noun):
     autos: ClassVar[tuple[str, ...]] = ()  # transformers' Auto classes of the tasks that it is for; none: of any
     everywhere: ClassVar[bool] = False  # where hidden tokens are filled in, compares logits at all others too
 
+    stages: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)  # as published: runs in order, with these options each
+
     def layers(self, student: int, teacher: int) -> tuple[tuple[int, int], ...]:
         """Pairs of blocks (the student's, the teacher's) whose projections are compared, for so many blocks."""
         return ()

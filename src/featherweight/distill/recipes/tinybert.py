@@ -6,7 +6,9 @@
 Source: Jiao et al. 2019, arXiv:1909.10351, and its published code.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from featherweight.core.errors import InputError, Problem, did_you_mean
 from featherweight.distill import losses
@@ -23,6 +25,8 @@ class TinyBERT(Recipe):
 
     stage: str = "layers"
     temperature: float = 1.0
+
+    stages: ClassVar[tuple[Mapping[str, Any], ...]] = ({"stage": "layers"}, {"stage": "prediction"})
 
     @property
     def softmax(self) -> bool:  # type: ignore[override]
