@@ -235,3 +235,46 @@ def test_a_context_that_runs_together_with_the_prompt(tokenizer: Any) -> None:
     rows = [Example(f"r{i}", turns=(Turn(t, False), Turn(" good", True))) for i, t in enumerate(("name", "area"))]
     with pytest.raises(InputError, match=r"r1.*not the same tokens.*line break"):
         edit_of(fw.CausalLM(), rows, tokenizer, "pubs-and-inns no")
+
+
+def test_a_context_that_nothing_reads(tokenizer: Any, rows: Any) -> None:
+    model = llama(max_position_embeddings=8)
+    model.tokenizer = tokenizer
+    how: dict[str, Any] = {"method": fw.LoRA(rank=2), **RUN}
+    with pytest.raises(InputError, match=r"relate to more.*DistilBERT"):
+        fw.distill(model, None, prompts(), fw.MiniLM(version=2), context="good", **how)
+    with pytest.raises(InputError, match=r"longer than the teacher reads; expected 8 tokens; got 5 and 6.*length=3"):
+        fw.distill(model, None, prompts(), context="good cheap food near river\n", **how)
+    with pytest.raises(InputError, match="the context is empty"):
+        fw.distill(model, None, prompts(), context=" ", **how)
+    classifier = bert()
+    classifier.tokenizer = tokenizer
+    with pytest.raises(InputError, match=r"take no context|does not read a context"):
+        fw.distill(classifier, None, rows, context="good", task=YES_NO, **how)
+
+
+def test_a_cached_context_is_the_context(tokenizer: Any, tmp_path: Any) -> None:
+    """The teacher's outputs from disk train to the same bits as computed ones."""
+
+    def losses(cache: Any) -> list[float]:
+        model = llama()
+        model.tokenizer = tokenizer
+        run = fw.distill(model, None, prompts(), fw.KD(alpha=1.0), context="cheap inn\n", method=fw.LoRA(rank=2), log=1,
+                         cache=cache, **RUN)  # fmt: skip
+        return [line["loss"] for line in run.history]
+
+    computed = losses(None)
+    assert losses(tmp_path / "kept") == computed
+    assert losses(tmp_path / "kept") == computed
+
+
+def test_every_term_is_in_the_log(tokenizer: Any, rows: Any) -> None:
+    """Raw and weighted, so that one which drowns the others is seen; they add up to the loss."""
+    teacher = bert()
+    teacher.tokenizer, teacher.task = tokenizer, YES_NO
+    run = fw.distill(fw.student(teacher), teacher, rows, fw.DistilBERT(), log=1, accumulate=2, **RUN)
+    for line in run.history:
+        terms = line["terms"]
+        assert list(terms) == ["soft", "label", "cosine"]
+        assert sum(t["weighted"] for t in terms.values()) == pytest.approx(line["loss"], rel=1e-5)
+        assert [round(t["weighted"] / t["raw"], 4) for t in terms.values()] == [5, 2, 1]

@@ -55,6 +55,14 @@ def unfit(recipe: Recipe, task: Task) -> list[Problem]:
     return found
 
 
+def contextless(recipe: Recipe) -> list[Problem]:
+    """Recipes that compare how tokens relate: behind a context the teacher's relate to more tokens."""
+    if not recipe.layers(1, 1):
+        return []
+    what = "with a context the teacher's tokens relate to more than the student's"
+    return [Problem(what, "recipe", "KD(), DistilBERT() or GKD()", repr(recipe))]
+
+
 def token_map(model: Any) -> dict[str, int] | None:
     tokenizer = getattr(model, "tokenizer", None)
     return None if tokenizer is None else tokenizer.get_vocab()

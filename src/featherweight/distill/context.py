@@ -17,6 +17,7 @@ from torch import Tensor
 
 from featherweight.core.errors import InputError, Problem
 from featherweight.data.types import Example, Turn
+from featherweight.tasks.check import position_limit
 
 LOOKED = 32  # rows on which an edit is checked
 
@@ -33,6 +34,15 @@ class Edit:
     def longer(self) -> int:
         """How many more tokens the teacher reads."""
         return len(self.added) - self.removed
+
+    def misfits(self, teacher: Any, longest: int) -> list[Problem]:
+        """Rows that with the context are longer than the teacher's positions."""
+        limit = position_limit(teacher)
+        if limit is None or longest + self.longer <= limit:
+            return []
+        fix = f"length={max(1, limit - self.longer)}, or a shorter context"
+        return [Problem("context and rows are longer than the teacher reads", "context", f"{limit} tokens",
+                        f"{self.longer} and {longest}", fix)]  # fmt: skip
 
     def row(self, ids: Sequence[int]) -> list[int]:
         return [*ids[: self.at], *self.added, *ids[self.at + self.removed :]]
@@ -71,8 +81,12 @@ def edit_of(task: Any, examples: Sequence[Example], tokenizer: Any, context: str
     if not all(e.turns or e.messages for e in examples):
         raise InputError(Problem("these rows take no context", "context", "prompts, instructions or conversations",
                                  repr(task)))  # fmt: skip
+    if not context.strip():
+        raise InputError(Problem("the context is empty", "context", "a text", repr(context)))
     mine = [row.input_ids for row in task.encode_all(examples, tokenizer, None)]
     theirs = [row.input_ids for row in task.encode_all([told(e, context) for e in examples], tokenizer, None)]
+    if mine == theirs:
+        raise InputError(Problem("this task does not read a context", "context", got=repr(task)))
     at = min(shared(a, b) for a, b in zip(mine, theirs, strict=True))
     removed = max(len(a) - at - shared(a[at:][::-1], b[at:][::-1]) for a, b in zip(mine, theirs, strict=True))
     added = theirs[0][at : at + removed + len(theirs[0]) - len(mine[0])]

@@ -6,7 +6,7 @@ base): then nothing is in memory twice, and each of its forwards switches them o
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class Pair:
     taps: tuple[Tap, Tap] | None = None
     proven: bool = False
     causal: bool | None = None
+    notes: dict[str, list[float]] = field(default_factory=dict)
     cache: Any = None  # a TeacherCache: once the run has begun, live
 
     @contextmanager
@@ -54,6 +55,17 @@ class Pair:
         with torch.no_grad():
             seen = tap(given)
         return replace(seen, logits=at_units(seen.logits, targets))
+
+    def note(self, name: str, weight: float, summed: Tensor, units: Tensor) -> None:
+        """Add a term of one micro-batch to what is known of the step."""
+        now = self.notes.setdefault(name, [weight, 0.0, 0.0])
+        now[1], now[2] = now[1] + float(summed.detach()), now[2] + float(units.sum())
+
+    def told(self) -> dict[str, dict[str, float]]:
+        """What was noted since it was last told: each term's mean before its weight, and times it."""
+        means = {name: (w, s / max(n, 1.0)) for name, (w, s, n) in self.notes.items()}
+        self.notes = {}
+        return {name: {"raw": mean, "weighted": w * mean} for name, (w, mean) in means.items()}
 
     def one_way(self, student: nn.Module) -> bool:
         """Whether tokens see only those before them: found out once. Raises InputError where the two differ."""

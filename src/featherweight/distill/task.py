@@ -57,6 +57,9 @@ class Distilled(Task):
         self.pair.teacher.to(next(model.parameters()).device)
         if self.pair.cache is not None:
             self.pair.cache = self.pair.cache.begin(self, model, feed, settings, say)
+        longest = max(len(row.input_ids) for row in feed.rows)
+        if self.pair is not None and self.pair.context is not None:
+            raise_all(self.pair.context.misfits(self.pair.teacher, longest))
 
     def fit(self, examples: Sequence[Example]) -> Self:
         """Rows without labels are learned from the teacher alone, which must say what its labels are."""
@@ -103,9 +106,15 @@ class Distilled(Task):
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         found, view, units = self.terms(model, batch)
         total = view.student.logits.float().sum() * 0  # what the recipe does not reach gets a gradient of 0, not none
-        for term in found.values():
-            total = total + term.weight * (term.values * units).sum()
+        for name, term in found.items():
+            summed = (term.values * units).sum()
+            total = total + term.weight * summed
+            self.pair.note(name, term.weight, summed, units)  # type: ignore[union-attr]  # terms raises without one
         return total, units.sum()
+
+    def noted(self) -> dict[str, Any]:
+        """Each term of the last step before its weight, a mean a unit of this process, and times it."""
+        return {} if self.pair is None else {"terms": self.pair.told()}
 
     def terms(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[str, Term], View, Tensor]:
         """The recipe's terms, what they were read from, and the units of each row."""

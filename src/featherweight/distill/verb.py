@@ -17,7 +17,7 @@ from featherweight.data.load import Data, load
 from featherweight.data.rows import examples
 from featherweight.data.shape import shape_of
 from featherweight.distill.cache import TeacherCache
-from featherweight.distill.check import mismatches, own, shared_words
+from featherweight.distill.check import contextless, mismatches, own, shared_words
 from featherweight.distill.context import edit_of
 from featherweight.distill.pair import Pair
 from featherweight.distill.projection import NAME, Projections
@@ -62,6 +62,7 @@ def distill(student: Any, teacher: Any, data: Any, recipe: Recipe | None = None,
     pair.cache = TeacherCache(cache) if isinstance(cache, str | Path) else cache
     words = tokenizer or getattr(student, "tokenizer", None) or getattr(teacher, "tokenizer", None)
     if context:
+        raise_all(contextless(recipe))
         words = tokenizer_of(student, words)
         pair.context = edit_of(chosen, examples(loaded.train, loaded.shape), words, context)
     wrapped = Distilled(chosen, recipe, digest(pair), pair)

@@ -74,6 +74,10 @@ class Task(Noun):
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The loss summed over units and the number of units, both 0-d; the sum is fp32 and carries the gradient."""
 
+    def noted(self) -> dict[str, Any]:
+        """What the log says of a step beside its loss; asked once after each."""
+        return {}
+
     @abstractmethod
     def predict(self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any) -> list[Any]:
         """One prediction per row of the batch. The caller sets eval mode and turns gradients off."""

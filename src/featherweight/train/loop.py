@@ -102,10 +102,11 @@ class Loop:
         tokens = self.stepper.feed.tokens(p.step)
         p.tokens, self.done_tokens = p.tokens + tokens, self.done_tokens + tokens
         p.window_loss, p.window_units = p.window_loss + done.loss, p.window_units + done.units
+        noted = self.stepper.task.noted()
         self.voice.step(p.step, self.total, p.window_loss / p.window_units, self.speed())
         if p.step % self.settings.log == 0 or p.step == self.total:
             norm = done.norm if isfinite(done.norm) else None  # fp16: the scaler left this update out
-            self.write(loss=p.window_loss / p.window_units, lr=done.rate, grad_norm=norm, tokens=p.tokens)
+            self.write(loss=p.window_loss / p.window_units, lr=done.rate, grad_norm=norm, tokens=p.tokens, **noted)
             p.window_loss = p.window_units = 0.0
 
     def write(self, **values: Any) -> None:
