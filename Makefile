@@ -8,7 +8,7 @@ NATIVE := setup.py $(wildcard csrc/*)
 INSTALL = $(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint sweep bench docs clean
+.PHONY: demo test lint sweep bench models docs clean
 
 demo: .venv/demo.stamp  ## fine-tune a real model on real messages
 	$(BIN)/fw demo
@@ -28,6 +28,9 @@ sweep: .venv/dev.stamp  ## the full product of methods, architectures and dtypes
 
 bench: .venv/dev.stamp  ## every claim measured again; writes benchmarks/results/*.json
 	for claim in demo startup step run quality; do $(BIN)/python benchmarks/$$claim.py; done
+
+models: .venv/dev.stamp  ## the two small models of models/ made anew: about two hours of one core
+	for model in bert t5; do OMP_NUM_THREADS=1 $(BIN)/python models/pretrain.py $$model || exit 1; done
 
 docs: .venv/dev.stamp  ## the tables of README and docs, made anew from classes and JSON
 	$(BIN)/python docs/tables.py
