@@ -78,6 +78,7 @@ _HOME = {
         "Seq2SeqChainOfThought",
         "Choices",
         "Seq2SeqChoices",
+        "MaskedChoices",
         "Embedding",
         "MultipleChoice",
         "QuestionAnswering",

@@ -4,6 +4,7 @@ from featherweight.tasks.causal import CausalLM
 from featherweight.tasks.choices import Choices
 from featherweight.tasks.classification import Classification
 from featherweight.tasks.embedding import Embedding
+from featherweight.tasks.masked_choices import MaskedChoices
 from featherweight.tasks.masked_lm import MaskedLM
 from featherweight.tasks.multilabel import MultiLabel
 from featherweight.tasks.multiple_choice import MultipleChoice
@@ -19,7 +20,7 @@ from featherweight.tasks.task import Task
 from featherweight.tasks.token_classification import TokenClassification
 
 __all__ = [
-    "CausalLM", "CausalProbing", "ChainOfThought", "Choices", "Classification", "Embedding", "MaskedLM", "MultiLabel",
-    "MultipleChoice", "Probing", "QuestionAnswering", "Regression", "Seq2Seq", "Seq2SeqChainOfThought",
-    "Seq2SeqChoices", "SpanCorruption", "Task", "TokenClassification", "task_for",
+    "CausalLM", "CausalProbing", "ChainOfThought", "Choices", "Classification", "Embedding", "MaskedChoices",
+    "MaskedLM", "MultiLabel", "MultipleChoice", "Probing", "QuestionAnswering", "Regression", "Seq2Seq",
+    "Seq2SeqChainOfThought", "Seq2SeqChoices", "SpanCorruption", "Task", "TokenClassification", "task_for",
 ]  # fmt: skip

@@ -42,9 +42,15 @@ class Choices(Task):
     shapes: ClassVar[tuple[str, ...]] = ("choices",)
     best: ClassVar[tuple[str, bool]] = ("accuracy", True)
     kind: ClassVar[str] = "a decoder alone"  # of model
+    slotted: ClassVar[bool] = False  # the choices go into a slot of the text
 
     def check(self, examples: Sequence[Example]) -> list[Problem]:
-        return [Problem("nothing to choose from", e.where, "a text with choices") for e in examples if not e.choices]
+        from featherweight.data.slots import MASK
+
+        found = [Problem("nothing to choose from", e.where, "a text with choices") for e in examples if not e.choices]
+        fix = "take MaskedChoices(), or a prompt without {{ mask }}"
+        holes = () if self.slotted else (e.where for e in examples if MASK.search(e.text))
+        return found + [Problem("a text with a slot is for a masked language model", where, fix=fix) for where in holes]
 
     def encode_all(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
         from featherweight.data.choices import encode_after
@@ -139,7 +145,11 @@ class Choices(Task):
 
     def predict(self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any) -> list[Any]:
         log_p, _, real = self.tokens(model, batch)
-        return self.read(log_p, real)
+        return self.read(self.answers(model, batch, log_p), real)
+
+    def answers(self, model: nn.Module, batch: Mapping[str, Tensor], log_p: Tensor) -> Tensor:
+        """log p (batch, choices, tokens) that predictions are made of, from that of the losses."""
+        return log_p
 
     def read(self, log_p: Tensor, real: Tensor) -> list[Any]:
         probabilities = self.scores(log_p, real).softmax(1).tolist()
@@ -151,7 +161,7 @@ class Choices(Task):
         log_p, log_not, real = self.tokens(model, batch)
         labels = batch["labels"]
         loss = self.losses(log_p, log_not, real, labels).sum()
-        return loss, labels.new_tensor(len(labels)), self.read(log_p, real)
+        return loss, labels.new_tensor(len(labels)), self.read(self.answers(model, batch, log_p), real)
 
     def reference(self, example: Example) -> Any:
         return example.label
