@@ -9,6 +9,7 @@ import torch
 import featherweight as fw
 from featherweight.core.errors import InputError
 from featherweight.data.collate import collate
+from featherweight.data.rows import examples
 from featherweight.data.types import Example
 from featherweight.tasks.masked_choices import at_slots
 
@@ -209,6 +210,23 @@ def test_bad_input_is_named(bert, stories, stories_tokenizer, minilm_tokenizer):
         fw.MaskedChoices(pattern="{{ text }}")
     with pytest.raises(InputError, match="no end of text"):
         fw.MaskedChoices(end=True)
+
+
+def test_a_prompt_template_has_the_slot(minilm_tokenizer, tmp_path):
+    """`{{ mask }}` in a Jinja template; the task is the masked model's own default for choices."""
+    from featherweight.tasks.pick import task_for
+
+    words = '{%- set choices = ["bad", "good"] -%} {{ text }} All in all it was {{ mask }}.'
+    (tmp_path / "verdict.jinja").write_text(words)
+    data = fw.prompted([{"text": "It rained.", "label": 1}], tmp_path)
+    (row,) = examples(data.train, data.shape)
+    assert row.text == "It rained. All in all it was {{ mask }}."
+    made = fw.MaskedChoices().encode(row, minilm_tokenizer, None)
+    assert minilm_tokenizer.decode(made.input_ids) == "[CLS] it rained. all in all it was [MASK]. [SEP]"
+    assert task_for(data.shape, build("bert").config) == fw.Choices()  # a config in memory names no architecture
+    config = build("bert").config
+    config.architectures = ["BertForMaskedLM"]
+    assert task_for(data.shape, config) == fw.MaskedChoices()
 
 
 def test_a_pattern_of_ones_own(minilm_tokenizer):

@@ -4,8 +4,9 @@
     data/prompts/<set>/labels.json          {"entailment": 0, "not_entailment": 1}    label -> number of its choice
 
 A template names the row's fields (`Paper title` as `paper_title`); what it prints is the text, and `choices` that it
-sets are the answers; `labels` are the labels' names in order. Without labels.json a row's label is that number itself,
-unless a task.json beside the data names the labels, as RAFT's do. A folder of one's own goes by its path.
+sets are the answers; `labels` are the labels' names in order, `mask` the slot of a masked language model. Without
+labels.json a row's label is that number itself, unless a task.json beside the data names the labels, as RAFT's do. A
+folder of one's own goes by its path.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from featherweight.data.choices import checked
 from featherweight.data.encode import answer_ids, start_ids
 from featherweight.data.types import Encoded, Example
 
+SLOT = "{{ mask }}"  # as texts have it
 MASK = re.compile(r"\{\{\s*mask\s*\}\}")
 TEXT = re.compile(r"\{\{\s*text\s*\}\}")
 

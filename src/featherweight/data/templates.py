@@ -21,6 +21,7 @@ from featherweight.data.prompt_sets import HOME, Prompts, Wording, prompts, temp
 from featherweight.data.raft import numbers_beside
 from featherweight.data.rows import examples
 from featherweight.data.shape import Shape, missing
+from featherweight.data.slots import SLOT
 from featherweight.data.types import Row, Rows
 
 __all__ = ["HOME", "Prompts", "label_names", "prompted", "prompts", "raw", "template_sets", "trained_on"]
@@ -30,7 +31,12 @@ DRAWN = "/drawn"
 
 
 def prompted(
-    source: Any, name: str | Path | Prompts, template: str | None = None, *, seed: int | None = None, every: bool = False
+    source: Any,
+    name: str | Path | Prompts,
+    template: str | None = None,
+    *,
+    seed: int | None = None,
+    every: bool = False,
 ) -> Data:
     """`load` of a data set in its own columns, its rows rendered as text and choices by one `template` of the set
     `name` (or `name/template`), or by its templates: in turn, one a row drawn by the `seed`, or with `every` each
@@ -105,7 +111,7 @@ def rendered(rows: Rows, sets: Sequence[Prompts], choose: Chosen, problems: list
         at = row.source if len(sets) > 1 else 0
         fields = {plain_name(str(key)): value for key, value in row.fields.items()} | row.fields
         label = numbered(row, fields.get("label"), numbers[at], problems)
-        given = fields | ({"labels": list(Prompts("", {}, numbers[at]).labels)} if numbers[at] else {})
+        given = {"mask": SLOT} | fields | ({"labels": list(Prompts("", {}, numbers[at]).labels)} if numbers[at] else {})
         for template in choose(list(sets[at].templates), i):
             text, choices = written(row, given, sets[at].templates[template], problems)
             made.append(Row({"text": text, "choices": choices, "label": label}, row.where, row.source))
