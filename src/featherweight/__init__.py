@@ -104,6 +104,9 @@ _HOME = {
     "featherweight.fewshot": ("fewshot", "FewGLUE", "RAFT"),
     "featherweight.plan": ("plan",),
     "featherweight.distill.augment": ("augmented",),
+    "featherweight.distill.report": ("distill_report",),
+    "featherweight.distill.rounding": ("quantized_teacher",),
+    "featherweight.distill.importance": ("importance",),
     "featherweight.distill": (
         "distill",
         "student",
@@ -131,6 +134,7 @@ _PLUGGED = (
     "train",
     "plan",
     "distill",
+    "distill.rounding",
     "baselines.shots",
     "baselines.passages",
     "baselines.frozen",

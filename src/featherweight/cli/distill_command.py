@@ -57,7 +57,7 @@ def distilled(config: DistillConfig) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     recorded(config, folder / FILE)
     return whole(folder, student, teacher, data, stages, task=config.task, method=config.method, cache=config.cache,
-                 control=config.control, say=say, **config.settings)  # fmt: skip
+                 control=config.control, rounds=config.rounds, say=say, **config.settings)  # fmt: skip
 
 
 def first(config: DistillConfig) -> dict[str, Any]:
@@ -94,8 +94,9 @@ def learner(config: DistillConfig, teacher: Any, data: Any) -> Any:
         from featherweight.interop import load_base
 
         return load_base(config.student, config.task or getattr(teacher, "task", None))
-    measured = {"data": data} if config.made.get("keep") == "importance" else {}
-    return student(teacher, seed=config.settings.get("seed", 0), **measured, **config.made)
+    sizes = {("keep" if k == "blocks" else k): v for k, v in config.made.items()}
+    measured = {"data": data} if sizes.get("keep") == "importance" else {}
+    return student(teacher, seed=config.settings.get("seed", 0), **measured, **sizes)
 
 
 def recorded(config: DistillConfig, path: Path) -> None:
@@ -110,15 +111,21 @@ def recorded(config: DistillConfig, path: Path) -> None:
     settings = {k: v for k, v in config.settings.items() if k != "resume"}
     form = {
         "teacher": config.teacher, "data": named(config.data), "output": config.output, "student": config.student,
-        "control": config.control, **{k: list(v) if isinstance(v, tuple) else v for k, v in config.made.items()},
+        "control": config.control, "rounds": config.rounds, **{k: list(v) if isinstance(v, tuple) else v for k, v in config.made.items()},
         **settings, "recipe": recipe,
         "task": config.task and config.task.to_dict(), "method": config.method and config.method.to_dict(),
         "quantize_teacher": config.quantize_teacher and config.quantize_teacher.to_dict(),
         "columns": config.columns, "first": config.first or None,
-        "cache": config.cache and {k: str(v) if k == "folder" else v for k, v in asdict(config.cache).items()},
+        "cache": config.cache and kept(config),
         "augment": config.augment and asdict(config.augment),
     }  # fmt: skip
     write_text(path, toml.dumps({k: v for k, v in form.items() if v is not None}))
+
+
+def kept(config: DistillConfig) -> Any:
+    """The cache; a folder of its own is named, that within the output is not."""
+    form = {k: str(v) if k == "folder" else v for k, v in asdict(config.cache).items()}
+    return {k: v for k, v in form.items() if v != str(Path(config.output) / "teacher")}
 
 
 def report(config: DistillConfig, done: Any) -> Shown:

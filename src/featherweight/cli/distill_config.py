@@ -25,7 +25,7 @@ DISTILL = (
     Key("recipe", str, "kd", "kd, distilbert, tinybert (two stages), minilm, distilgpt2, gkd, sequencekd; its options: "
         "--recipe.temperature 4."),
     Key("layers", int | tuple[int, ...] | None, None, "Blocks of the student: how many, or which: 0,2,5 [half]."),
-    Key("keep", str, "spread", "Which blocks: spread, strided, groups, first, last, importance (on the data)."),
+    Key("blocks", str, "spread", "Which blocks: spread, strided, groups, first, last, importance (on the data)."),
     Key("width", int | None, None, "Of a student narrower than its teacher; it starts at random."),
     Key("ffn", int | None, None, "Of its feed-forward layers."),
     Key("student", str, None, "A model of your own as the student, instead of one made of the teacher."),
@@ -35,6 +35,7 @@ DISTILL = (
     Key("augment", str, None, "A masked LM that makes more rows of each, as in TinyBERT; --augment.samples 20, "
         "--augment.share 0.4, --augment.words 15, --augment.context false for nearest words of any encoder."),
     Key("control", bool, False, "Train the same student on labels alone too: what did the teacher do?"),
+    Key("rounds", int, 15, "Rounds of timing in the report, all models in each."),
     Key("first.epochs", float | None, None, "Passes of the first of two stages; also --first.steps, --first.lr."),
 )  # fmt: skip
 
@@ -48,13 +49,14 @@ class DistillConfig:
     output: str
     stages: tuple[tuple[str, Any], ...]
     student: str | None = None
-    made: dict[str, Any] = field(default_factory=dict)  # layers, keep, width, ffn
+    made: dict[str, Any] = field(default_factory=dict)  # layers, blocks, width, ffn
     task: Any = None
     method: Any = None
     quantize_teacher: Any = None
     cache: Any = None
     augment: Any = None
     control: bool = False
+    rounds: int = 15
     columns: dict[str, str] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     first: dict[str, Any] = field(default_factory=dict)
@@ -87,9 +89,9 @@ def read_distill(words: Sequence[str]) -> DistillConfig:
     raise_all(problems)
     return DistillConfig(
         teacher=made["teacher"], data=made["data"], output=output, stages=stages, student=made.get("student"),
-        made={k: made[k] for k in ("layers", "keep", "width", "ffn") if made.get(k) is not None}, task=task,
+        made={k: made[k] for k in ("layers", "blocks", "width", "ffn") if made.get(k) is not None}, task=task,
         method=method, quantize_teacher=None if scheme == "none" else scheme, cache=cache, augment=extra,
-        control=made.get("control", False), columns=columns(made), settings=settings, first=first,
+        control=made.get("control", False), rounds=made.get("rounds", 15), columns=columns(made), settings=settings, first=first,
         origins={k: v.where for k, v in values.items()},
     )  # fmt: skip
 
@@ -155,8 +157,10 @@ def needed(made: Mapping[str, Any], values: Mapping[str, Value], problems: Seque
     missing = [k for k in ("teacher", "data") if k not in values and f"{k}'?" not in meant]
     fix = "fw distill TEACHER DATA, or a .toml file that names both"
     found = [Problem(f"{NEEDED[k]} is needed", k, fix=fix) for k in missing]
+    if made.get("rounds", 2) < 2:
+        found.append(Problem("wrong value", values["rounds"].where, "at least 2", str(made["rounds"])))
     if "student" in made:
-        clash = [k for k in ("layers", "width", "ffn", "keep") if k in values]
+        clash = [k for k in ("layers", "width", "ffn", "blocks") if k in values]
         found += [Problem("a student of your own has its sizes", values[k].where, fix="leave it out") for k in clash]
     return found
 

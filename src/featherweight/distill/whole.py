@@ -28,7 +28,6 @@ from featherweight.distill.cache import TeacherCache
 from featherweight.distill.recipes import Recipe
 from featherweight.distill.report import DistillReport, distill_report, picture
 from featherweight.distill.verb import distill
-from featherweight.evaluate.source import labelled
 from featherweight.methods import Full
 from featherweight.tasks import Task
 from featherweight.train.output import write_text
@@ -101,24 +100,18 @@ def beside(folder: Path, student: Any, data: Data, task: Task, method: Method | 
 def reported(folder: Path, student: Any, teacher: Any, data: Data, control: Any,
              rounds: int) -> tuple[DistillReport | None, str]:  # fmt: skip
     """The report, written; or why there is none."""
-    why = unreported(student, data)
-    if why:
-        return None, why
-    report = distill_report(student, teacher, data, control=control, rounds=rounds)
+    device = next(student.parameters()).device
+    for model in (teacher, control):
+        if model is not None:
+            model.to(device)
+    try:
+        report = distill_report(student, teacher, data, control=control, rounds=rounds)
+    except InputError as error:  # rows without labels, tasks without classes: the student is there all the same
+        more = f" and {len(error.problems) - 1:,} more" if len(error.problems) > 1 else ""
+        return None, f"no report: {error.problems[0]}{more}"
     write_text(folder / f"{REPORT}.json", json.dumps(finite(report.to_dict()), indent=1, ensure_ascii=False) + "\n")
     picture(report, folder / f"{REPORT}.png")
     return report, ""
-
-
-def unreported(student: Any, data: Data) -> str:
-    """Why a student on this data cannot be reported on, empty where it can."""
-    if not student.task.exclusive:
-        return f"no report: {student.task!r} has no distribution that a student could agree with"
-    try:
-        labelled(data, None, None)
-    except InputError as error:
-        return f"no report: {error}"
-    return ""
 
 
 def finite(value: Any) -> Any:

@@ -5,7 +5,7 @@ Without the control nobody can tell what the teacher did: a small model may be a
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -123,7 +123,7 @@ def distill_report(student: Any, teacher: Any, data: Any, *, control: Any = None
     models = {"teacher": teacher, "student": student} | ({} if control is None else {"control": control})
     chosen = with_labels(task_of(student, task or getattr(teacher, "task", None), shape), teacher)
     words = tokenizer_of(student, tokenizer)
-    raise_all(unfit(chosen, rounds))
+    raise_all([*unfit(chosen, rounds), *apart(models)])
     rows = chosen.encode_all(examples, words, check_length(student, length))
     bare = [
         Problem("nothing to compare with", r.where, "a labelled row") for r in rows if r.labels is None or not units(r)
@@ -161,6 +161,15 @@ def unfit(task: Task, rounds: int) -> list[Problem]:
     if rounds < 2:
         found.append(Problem("too few rounds for a ratio", "rounds", "at least 2", str(rounds)))
     return found
+
+
+def apart(models: Mapping[str, nn.Module]) -> list[Problem]:
+    """Speeds are compared on one device."""
+    found = {name: str(next(model.parameters()).device) for name, model in models.items()}
+    if len(set(found.values())) == 1:
+        return []
+    got = ", ".join(f"{name} on {device}" for name, device in found.items())
+    return [Problem("the models are on several devices", "student", "one device", got, "move them with .to(device)")]
 
 
 def told(control: Any, theirs: Answers, split: str) -> tuple[str, ...]:
