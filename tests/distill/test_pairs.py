@@ -150,3 +150,26 @@ def test_the_quantized_base_teaches_its_adapter(tokenizer: Any, rows: Any) -> No
     own, _, _ = terms_of(model, model, fw.MiniLM(), names=())
     apart, _, _ = terms_of(model, plain, fw.MiniLM())
     assert all(torch.equal(own[n].values, apart[n].values) for n in own)
+
+
+def test_the_noise_of_a_quantized_teacher_is_said_once(tokenizer: Any, rows: Any) -> None:
+    """KL between the plain model's and the codes' answers, by hand; the teacher is quantized afterwards."""
+    teacher = bert()
+    teacher.tokenizer, teacher.task = tokenizer, YES_NO
+    plain = deepcopy(teacher)
+    found = fw.quantized_teacher(teacher, fw.Absmax(bits=4), rows)
+    assert type(teacher.bert.encoder.layer[0].intermediate.dense).__name__ == "QuantLinear"
+    total = 0.0
+    for row in rows:
+        ids = tokenizer(row["text"], return_tensors="pt")
+        with torch.no_grad():
+            p, q = (m.eval()(**ids).logits[0].double().softmax(-1) for m in (plain, teacher))
+        total += (p * (p / q).log()).sum().item()
+    assert found.kl == pytest.approx(total / len(rows), rel=1e-3)
+    assert found.units == len(rows)
+    assert "nats a unit" in str(found)
+    coarse = found.kl
+    assert fw.quantized_teacher(plain, fw.Absmax(bits=8), rows).kl < coarse / 10
+    scored = [{"text": "a", "score": 1.0}]
+    with pytest.raises(InputError, match="no distribution"):
+        fw.quantized_teacher(bert(num_labels=1), fw.Absmax(), scored, fw.Regression(), tokenizer=tokenizer)

@@ -3,6 +3,12 @@
     version 1    KL of attention maps + KL of softmax(V Vᵀ / √d)
     version 2    KL of softmax(X Xᵀ / √d) for X in Q, K, V, cut into relation heads
 
+Where a student has at most half the layers and half the width, version 1 goes by way of a teacher assistant: a student
+of all layers and half the width is distilled first, and the small one from it. That is two runs of this recipe:
+
+    assistant = fw.student(teacher, layers=12, width=384);  fw.distill(assistant, teacher, data, fw.MiniLM())
+    student = fw.student(fw.merge(assistant), layers=6);    fw.distill(student, assistant, data, fw.MiniLM())
+
 Sources: Wang et al. 2020, arXiv:2002.10957; Wang et al. 2021 (MiniLMv2), arXiv:2012.15828.
 """
 
