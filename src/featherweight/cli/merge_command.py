@@ -1,5 +1,6 @@
 """`fw merge`: an adapter folded into its base, as a plain model folder that needs no adapter library."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,13 +40,16 @@ def command(
     from featherweight.quant.recipe import recipes
 
     loaded = load_model(adapter, base=model, quantize=recipe)
-    tokenizer, held = loaded.tokenizer, recipes(loaded)
+    tokenizer, task, held = loaded.tokenizer, loaded.task, recipes(loaded)
     plain: Any = merge(loaded, requantize=requantize)
     if not requantize:
         dequantize(plain)  # what had no adapter, too: a plain folder is plain all through
     plain.save_pretrained(output)
     if tokenizer is not None:
         tokenizer.save_pretrained(output)
+    for name, content in (task.companions(plain) if task is not None else {}).items():
+        (output / name).parent.mkdir(exist_ok=True)
+        (output / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     data: dict[str, Any] = {"output": str(output), "parameters": trainable(plain).total}
     if requantize:
         data["requantized"] = plain.merge_report.to_dict()

@@ -52,6 +52,14 @@ class Embedding(Task):
         raise_all(self.check(examples))
         return self
 
+    def companions(self, model: Any) -> dict[str, Any]:
+        """What sentence-transformers reads: the trunk, the mean of its tokens, length 1."""
+        kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+        modules = [{"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+                   for i, (path, kind) in enumerate(kinds.items())]  # fmt: skip
+        pooling = {"word_embedding_dimension": int(model.config.hidden_size), "pooling_mode_mean_tokens": True}
+        return {"modules.json": modules, "1_Pooling/config.json": pooling, "2_Normalize/config.json": {}}
+
     def encode_all(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
         from featherweight.data.encode import encode_text_all
         from featherweight.data.types import Example

@@ -48,6 +48,10 @@ class Task(Noun):
         """Keyword arguments of `from_pretrained` that the task decides: num_labels, id2label, problem_type."""
         return {}
 
+    def companions(self, model: Any) -> dict[str, Any]:
+        """JSON files by name that tell other libraries, beside a plain model's folder, what this task makes of it."""
+        return {}
+
     def encode(self, example: Example, tokenizer: Any, length: int | None) -> Encoded:
         """Token ids and label of one example, cut to `length` tokens (`.truncated` says how many were cut)."""
         return self.encode_all([example], tokenizer, length)[0]
