@@ -242,7 +242,33 @@ def cached() -> str:
     return markdown(["recipe", "without", "first, writing", "second", "times as fast", "a row"], rows)
 
 
+def retrieval() -> str:
+    """banking77 as retrieval: means over seeds, and the gain over the untouched encoder."""
+    rows = []
+    for split, contenders in result("retrieval")["summary"].items():
+        for name, cell in contenders.items():
+            shown = [gained(cell[metric], name == "before") for metric in ("hit_rate@1", "hit_rate@5", "mrr", "ndcg@10")]
+            rows.append([split, name, f"{cell['rate']:g}" if cell["rate"] else "", str(cell["seeds"]), *shown])
+    return markdown(["intents", "", "lr", "seeds", "hit rate@1", "hit rate@5", "MRR", "nDCG@10"], rows)
+
+
+def gained(cell: Any, start: bool) -> str:
+    """`mean`, and the gain with its interval for what was trained."""
+    spread = f" ± {cell['interval']:.3f}" if cell["interval"] is not None else ""
+    return f"{cell['mean']:.3f}" + ("" if start else f" ({cell['gain']:+.3f}{spread})")
+
+
+def shared() -> str:
+    """Choices behind one pass over their text: how many times as fast as rows of the text with each choice."""
+    rows = []
+    for name, cell in result("shared_context")["cells"].items():
+        peers = [cell.get(f"ratio_to_{peer}") for peer in ("pairs", "transformers")]
+        rows.append([*name.split(", "), *("" if r is None else f"{1 / r:.1f}" for r in peers)])
+    return markdown(["model", "text", "choices", "against pairs", "against transformers' forward"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "retrieval": retrieval, "shared": shared,
     "methods": methods, "step": step, "startup": startup, "demo": demo, "run": run, "quality": quality,
     "serving": serving, "files": files, "dora": dora, "ordering": ordering, "kernels": kernels, "qlora": qlora,
     "claims": claims, "planned": planned, "published": published, "distilled": distilled, "students": students,
