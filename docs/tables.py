@@ -247,7 +247,8 @@ def retrieval() -> str:
     rows = []
     for split, contenders in result("retrieval")["summary"].items():
         for name, cell in contenders.items():
-            shown = [gained(cell[metric], name == "before") for metric in ("hit_rate@1", "hit_rate@5", "mrr", "ndcg@10")]
+            metrics = ("hit_rate@1", "hit_rate@5", "mrr", "ndcg@10")
+            shown = [gained(cell[metric], name == "before") for metric in metrics]
             rows.append([split, name, f"{cell['rate']:g}" if cell["rate"] else "", str(cell["seeds"]), *shown])
     return markdown(["intents", "", "lr", "seeds", "hit rate@1", "hit rate@5", "MRR", "nDCG@10"], rows)
 
