@@ -1,5 +1,6 @@
 """The README is run, not believed: its Python, its shell commands, its tables; and everything public is documented."""
 
+import csv
 import importlib.util
 import json
 import os
@@ -118,6 +119,48 @@ def test_the_guide_to_planning_runs(
     space: dict[str, Any] = {}
     exec(compile(python, "docs/plan.md", "exec"), space)
     assert space["plan"].train_bytes == sum(space["plan"].memory.values())
+
+
+def test_the_guide_to_few_shots_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its commands in order, cut to two steps, over small folders laid out as the benchmarks'; then its Python."""
+    from support import fewshot as made
+
+    from featherweight.cli.main import main
+    from featherweight.train import run as verb
+
+    monkeypatch.setattr(verb, "curve", lambda *_: [])
+    page = (ROOT / "docs" / "fewshot.md").read_text()
+    places = {"MODEL": "tiny", "FEWGLUE": "glue", "RAFT": "raft", "DRAWS": "draws"}
+    made.tiny_t5(tmp_path / "tiny")
+    made.fewglue(tmp_path / "glue")
+    made.raft(tmp_path / "raft")
+    made.draws(tmp_path / "draws")
+    for name in ("rte", "test", "new"):
+        made.write(tmp_path / f"{name}.jsonl", made.entailment(8))
+    made.write(tmp_path / "cb.jsonl", made.entailment(8, ("entailment", "contradiction")))
+    made.write(
+        tmp_path / "calls.jsonl", [{"text": f"late {i}", "label": ("urgent", "can wait")[i % 2]} for i in range(8)]
+    )
+    (jinja,), (labels,) = blocks("jinja", page), blocks("json", page)
+    (tmp_path / "prompts" / "hurry").mkdir(parents=True)
+    (tmp_path / "prompts" / "hurry" / "today.jinja").write_text(jinja)
+    (tmp_path / "prompts" / "hurry" / "labels.json").write_text(labels)
+    monkeypatch.chdir(tmp_path)
+    for line in "".join(blocks("sh", page)).splitlines():
+        words = [places.get(word, word) for word in shlex.split(line, comments=True)][1:]
+        if words[0] in ("train", "fewshot"):
+            words = [*(w for w in words if w not in ("--steps", "4000")), "--steps", "2", "--length", "64"]
+        assert main(words) == 0, (words, capsys.readouterr().err)
+    (answer, *_) = csv.DictReader((tmp_path / "answers.csv").read_text().splitlines())
+    assert answer["predicted_label"] in ("entailment", "not_entailment")
+    assert (tmp_path / "out" / "raft" / "submission" / "data" / "twitter_complaints" / "predictions.csv").exists()
+    (python,) = blocks("python", page)
+    space: dict[str, Any] = {"MODEL": "tiny"}
+    exec(compile(python.replace('"RAFT"', '"raft"'), "docs/fewshot.md", "exec"), space)
+    assert 0 <= space["table"].means["accuracy"] <= 1
+    assert space["again"].summary["training loss"].iqr >= 0
 
 
 @pytest.fixture(scope="module")
