@@ -40,9 +40,9 @@ def test_the_table_of_fewglue(run, t5, fewglue, tmp_path):
 
 
 def test_another_method_without_a_recipe_and_a_submission(run, t5, raft, tmp_path):
-    words = ["fewshot", "raft", t5, raft, "--folds", 0, "--submit", "test_unlabeled.csv", "--recipe", "none", "--method",
-             "lora", "--method.rank", 2, "--steps", 2, "--lr", "1e-3", "--output", tmp_path / "out"]  # fmt: skip
-    code, out, err = run(*words)
+    method = ["--recipe", "none", "--method", "lora", "--method.rank", 2, "--steps", 2, "--lr", "1e-3"]
+    words = ["fewshot", "raft", t5, raft, "--folds", 0, "--submit", "test_unlabeled.csv", "--output", tmp_path / "out"]
+    code, out, err = run(*words, *method)
     assert code == 0, err
     assert "predictions.csv" in out
     assert "accuracy" not in out  # nothing was scored

@@ -79,6 +79,8 @@ def options(given: dict[str, Any], values: dict[str, Value], fields: Mapping[str
     own = {k.name for k in (*OWN, *MORE)} | set(fields)
     settings = {k: v for k, v in given.items() if k not in own and "." not in k}
     problems += together(settings, values)
+    if method is None and "recipe" not in given:
+        method = methods()["lora"]()
     picked = given.get("tasks") or ()
     return {
         "seeds": several(given.get("seeds"), values, problems) or (0,), "rows": given.get("rows"),

@@ -6,7 +6,8 @@ encoder-decoder    text [eos]   │ choice [eos]
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -31,17 +32,30 @@ def encode_after(examples: Sequence[Example], tokenizer: Any, length: int | None
 
 
 def encode_beside(examples: Sequence[Example], tokenizer: Any, length: int | None, end: bool) -> list[Encoded]:
-    """For encoder-decoders: text and choices apart, each at most `length`."""
+    """For encoder-decoders: text and choices apart, each at most `length`; a text loses its oldest tokens here too, for
+    prompts end with what they ask."""
     eos = [eos_id(tokenizer)] if end else []
     found = iter(ids_of(tokenizer, [c.strip() for e in examples for c in e.choices]))
     made = []
     for e in examples:
-        text, cut = limited(tokenizer, (e.text,), length)
+        with cut_in_front(tokenizer):
+            text, cut = limited(tokenizer, (e.text,), length)
         choices = [[*next(found), *eos] for _ in e.choices]
         lost = sum(max(0, len(ids) - length) for ids in choices) if length is not None else 0
         choices = [ids[:length] for ids in choices]
         made.append(Encoded(e.where, text["input_ids"], e.label, None, cut + lost, e.source, choices))
     return checked(made)
+
+
+@contextmanager
+def cut_in_front(tokenizer: Any) -> Iterator[None]:
+    """The tokenizer keeps the ends of long texts; afterwards it is as it was."""
+    side = getattr(tokenizer, "truncation_side", "right")
+    tokenizer.truncation_side = "left"
+    try:
+        yield
+    finally:
+        tokenizer.truncation_side = side
 
 
 def gap(text: str, choice: str) -> str:
