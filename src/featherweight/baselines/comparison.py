@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -140,7 +141,7 @@ class Comparison:
                 "intervals": CONFIDENCE, "flops": WORK, "notes": list(self.notes)}  # fmt: skip
 
     def __repr__(self) -> str:
-        return "\n".join([*("  ".join(cells) for cells in self.table()), "", *self.advice()])
+        return "\n".join([*aligned(self.table()), "", *self.advice()])
 
     def table(self) -> list[list[str]]:
         """Heading and a row of text per line."""
@@ -153,6 +154,14 @@ class Comparison:
         if queries is None:
             return ""
         return "never" if queries == inf else f"query {max(queries, 1):,.0f}"
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """A table as lines: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    made = ["  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+            for row in cells]  # fmt: skip
+    return [made[0], "-" * len(made[0]), *made[1:]]
 
 
 def finite(queries: float | None) -> float | str | None:

@@ -17,9 +17,10 @@ from featherweight.baselines.frozen import frozen
 from featherweight.baselines.near import WORDS
 from featherweight.baselines.prompts import question
 from featherweight.baselines.rule import TOKEN_BYTES
-from featherweight.baselines.shots import in_context
+from featherweight.baselines.shots import in_context, written
 from featherweight.core.count import trainable
 from featherweight.core.errors import InputError, Problem
+from featherweight.data.encode import ids_of
 from featherweight.evaluate import run
 from featherweight.evaluate.setting import lengths, task_of, tokenizer_of
 from featherweight.quant.recipe import recipes
@@ -29,7 +30,7 @@ from featherweight.tasks.check import check_length
 if TYPE_CHECKING:
     from torch import nn
 
-    from featherweight.data.types import Encoded, Example
+    from featherweight.data.types import Example
     from featherweight.tasks.task import Task
 
 
@@ -77,25 +78,17 @@ def prompted(model: nn.Module, task: Task, forms: Forms, shots: int, select: str
     if any(made.dropped):
         notes += (f"{sum(made.dropped)} examples dropped in {sum(map(bool, made.dropped))} rows: no room",)
     prepared, query, disk = looked_up(embedder, pool, rows) if shots and select == "nearest" else (0.0, 0.0, 0)
-    disk += kept(model, task, pool, shots, whole=select == "nearest")
+    disk += kept(model, pool, shots, whole=select == "nearest")
     total = None if found.query is None else found.query + query
     return Line(name, CONTEXT, found.values, prepared, total, disk, 0, found.tokens, notes)
 
 
-def kept(model: nn.Module, task: Task, pool: Sequence[Example], shots: int, whole: bool) -> int:
+def kept(model: nn.Module, pool: Sequence[Example], shots: int, whole: bool) -> int:
     """Bytes of the examples as token ids: as T-Few counts them one set of `shots`, or the whole pool to look up in."""
     if not shots:
         return 0
-    rows = task.encode_all(pool, tokenizer_of(model), None)
-    sizes = [len(row.input_ids) + answer_size(row) for row in rows]
+    sizes = [len(ids) for ids in ids_of(tokenizer_of(model), [written(shot) for shot in pool])]
     return TOKEN_BYTES * (sum(sizes) if whole else round(shots * mean(sizes)))
-
-
-def answer_size(row: Encoded) -> int:
-    """Tokens of a row's answer where they are not part of its text."""
-    if row.choices:
-        return len(row.choices[row.labels])
-    return len(row.labels) if isinstance(row.labels, list) and len(row.labels) != len(row.input_ids) else 0
 
 
 def looked_up(embedder: Any, pool: Sequence[Example], rows: Sequence[Example]) -> tuple[float, float, int]:

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from featherweight.baselines.near import WORDS, Encoder, nearest
-from featherweight.baselines.prompts import Prompts, answer, before, fitted, question, room
-from featherweight.baselines.shots import source
+from featherweight.baselines.prompts import Prompts, answer, before, fitted, question, room, source
 from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.data.types import Example
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from featherweight.core.errors import InputError, Problem
 from featherweight.data.types import Example, Turn
+from featherweight.evaluate.source import labelled
 from featherweight.tasks.asking import answer_of, asked
 
 if TYPE_CHECKING:
@@ -85,6 +86,13 @@ def room(model: nn.Module, examples: Sequence[Example], task: Task | None, token
 
     shape = "choices" if examples[0].choices else None
     return Room(model, task_of(model, task, shape), tokenizer_of(model, tokenizer), length)
+
+
+def source(data: Any, split: str | None, columns: Any) -> list[Example]:
+    """The examples of whatever holds them; those in memory as they are."""
+    if isinstance(data, Sequence) and data and isinstance(data[0], Example):
+        return list(data)
+    return labelled(data, split, columns)[1]
 
 
 def question(example: Example) -> str:

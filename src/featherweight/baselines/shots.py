@@ -18,11 +18,10 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from featherweight.baselines.near import Encoder, nearest
-from featherweight.baselines.prompts import Picked, Prompts, answer, before, fitted, kind, question, room
+from featherweight.baselines.prompts import Picked, Prompts, answer, before, fitted, kind, question, room, source
 from featherweight.core.errors import InputError, Problem, did_you_mean, raise_all
 from featherweight.data.choices import gap
 from featherweight.data.types import Example, Turn
-from featherweight.evaluate.source import labelled
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,13 +90,6 @@ def in_context(
         return layout.render(row, [known[j] for j in used], number[id(row)])
 
     return fitted(rows, picked, render, fits, "example")
-
-
-def source(data: Any, split: str | None, columns: Any) -> list[Example]:
-    """The examples of whatever holds them; those in memory as they are."""
-    if isinstance(data, Sequence) and data and isinstance(data[0], Example):
-        return list(data)
-    return labelled(data, split, columns)[1]
 
 
 def chosen(rows: list[Example], pool: list[Example], k: int, select: str, embedder: Encoder, seed: int) -> Picked:
@@ -187,7 +179,9 @@ def before_answer(example: Example, said: str) -> Example:
 
 
 def written(shot: Example) -> str:
-    """An answered example as one text."""
+    """An answered example as one text (a conversation: what was said in it)."""
+    if shot.messages:
+        return "\n".join(str(m["content"]) for m in shot.messages)
     if shot.choices:
         said = shot.choices[shot.label]
         return shot.text + gap(shot.text, said) + said.rstrip()

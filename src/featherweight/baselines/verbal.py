@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from featherweight.baselines.prompts import source
 from featherweight.core.errors import Problem, did_you_mean, raise_all
 from featherweight.data.types import Example
 from featherweight.tasks.labels import label_name, ordered, unseen
@@ -13,16 +15,19 @@ PROMPT = "{text}\nLabel:"
 
 
 def as_choices(
-    examples: Sequence[Example], labels: Sequence[str] = (), prompt: str = PROMPT, words: dict[str, str] | None = None
-) -> list[Example]:
-    """Rows of one label as rows of `Choices` over all labels (those met in the rows, unless given, in order).
+    data: Any, labels: Sequence[str] = (), prompt: str = PROMPT, words: Mapping[str, str] | None = None, *,
+    split: str | None = None, columns: Any = None,
+) -> list[Example]:  # fmt: skip
+    """Rows of one label (a file, dicts, `Data` or examples) as rows of `Choices` over all labels: those met in the
+    rows, unless given, in order.
 
     `prompt` has {text}, the row's text or its two texts on two lines; `words` says how a label is read (default: its
     own name, _ as a space). Raises InputError for labels unknown to `labels`, and for two that read alike.
     """
+    examples = source(data, split, columns)
     names = tuple(labels) or ordered(label_name(e.label) for e in examples if e.label is not None)
     said = {name: (words or {}).get(name, spoken(name)) for name in names}
-    check(examples, said, prompt, words or {})
+    check(examples, said, prompt, dict(words or {}))
     choices = tuple(said.values())
     numbers = {name: i for i, name in enumerate(names)}
     return [

@@ -1,6 +1,7 @@
 """`fw compare`: what a model does without tuning beside what adapters make of it, on the same rows."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -10,6 +11,44 @@ from featherweight.cli.screen import Shown
 from featherweight.core.errors import Problem, raise_all
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Prompting:
+    """Examples in context: which, how many, and how a prompt is written."""
+
+    shots: Annotated[str | None, Parameter(help="Examples in context, by commas (default: 0,4,16).")] = None
+    select: Annotated[
+        str | None,
+        Parameter(help="random, balanced, nearest, by commas (default: random, and nearest with an embedder)."),
+    ] = None
+    embedder: Annotated[
+        str | None,
+        Parameter(
+            help="Folder of an encoder, or words: finds the nearest examples; an "
+            "encoder also bears the logistic regression."
+        ),
+    ] = None
+    templates: Annotated[str | None, Parameter(help="Prompt templates: a set's name, or set/template.")] = None
+    prompt: Annotated[str, Parameter(help="How labels are asked for without templates.")] = "{text}\\nLabel:"
+    words: Annotated[str | None, Parameter(help="How labels read: 0=bad,1=good.")] = None
+    cue: Annotated[str, Parameter(help="Opens every answer: Let's think step by step.")] = ""
+    instruction: Annotated[str, Parameter(help="Stands in front of the prompt.")] = ""
+    order: Annotated[str, Parameter(help="Where the best example stands: last, first or shuffled.")] = "last"
+    separator: Annotated[str, Parameter(help="Between examples.")] = "\\n\\n"
+
+    def settings(self) -> dict[str, Any]:
+        """As `compare` takes them. Raises InputError over every flag that cannot be read."""
+        problems: list[Problem] = []
+        shots, words = numbers(self.shots, problems), mapping(self.words, "--words", problems)
+        raise_all(problems)
+        select = self.select.split(",") if self.select else None
+        read = {"shots": shots, "words": words, "select": select, "prompt": plain(self.prompt)}
+        return {**vars(self), **read, "separator": plain(self.separator)}
+
+
+USUAL = Prompting()
+
+
 def command(
     model: Annotated[str, Parameter(help="Folder of the base: a decoder or encoder-decoder is prompted, an encoder "
                                          "embeds.")],
@@ -17,20 +56,9 @@ def command(
     test: Annotated[str, Parameter(help="Rows to answer.")],
     *,
     adapter: Annotated[tuple[str, ...], Parameter(help="Folder of a run, or RUN=BASE; may be given again.")] = (),
-    shots: Annotated[str | None, Parameter(help="Examples in context, by commas (default: 0,4,16).")] = None,
-    select: Annotated[str | None, Parameter(help="random, balanced, nearest, by commas (default: random, and nearest "
-                                                 "with an embedder).")] = None,
-    embedder: Annotated[str | None, Parameter(help="Folder of an encoder, or words: finds the nearest examples; an "
-                                                   "encoder also bears the logistic regression.")] = None,
-    templates: Annotated[str | None, Parameter(help="Prompt templates: a set's name, or set/template.")] = None,
-    prompt: Annotated[str, Parameter(help="How labels are asked for without templates.")] = "{text}\\nLabel:",
-    words: Annotated[str | None, Parameter(help="How labels read: 0=bad,1=good.")] = None,
+    prompting: Prompting = USUAL,
     metric: Annotated[str, Parameter(help="For texts: exact or rouge.")] = "exact",
     reasoning: Annotated[bool, Parameter(negative="", help="Answers are a rationale, ####, and the answer.")] = False,
-    cue: Annotated[str, Parameter(help="Opens every answer: Let's think step by step.")] = "",
-    instruction: Annotated[str, Parameter(help="Stands in front of the prompt.")] = "",
-    order: Annotated[str, Parameter(help="Where the best example stands: last, first or shuffled.")] = "last",
-    separator: Annotated[str, Parameter(help="Between examples.")] = "\\n\\n",
     rows: Annotated[int | None, Parameter(help="Answer only so many rows, drawn by the seed.")] = None,
     columns: Annotated[str | None, Parameter(help="Which column is what: text=review,label=stars.")] = None,
     batch: Annotated[int, Parameter(help="Rows at a time.")] = 32,
@@ -39,24 +67,27 @@ def command(
     published: Annotated[bool, Parameter(negative="", help="Add the papers' figures of the rivals.")] = False,
 ) -> Shown:  # fmt: skip
     """Do I need to fine-tune at all? Baselines and adapters on the same rows, with costs and intervals."""
-    problems: list[Problem] = []
-    counts = numbers(shots, problems)
-    spoken = mapping(words, "--words", problems)
-    raise_all(problems)
+    settings = prompting.settings()
     from featherweight.baselines.compare import compare
 
     found = compare(
-        model, train, test, adapters=based(adapter), shots=counts, select=select.split(",") if select else None,
-        embedder=embedder, templates=templates, prompt=plain(prompt), words=spoken, metric=metric, reasoning=reasoning,
-        rows=rows, columns=pairs(columns), batch=batch, length=length, seed=seed, cue=cue, instruction=instruction,
-        order=order, separator=plain(separator),
+        model, train, test, adapters=based(adapter), metric=metric, reasoning=reasoning, rows=rows,
+        columns=pairs(columns), batch=batch, length=length, seed=seed, **settings,
     )  # fmt: skip
-    data, screen = found.to_dict(), [table(found.table()), *notes(found.lines), "", *found.advice()]
-    if published:
-        from featherweight.baselines.published import TABLES
+    return shown(found, published)
 
+
+def shown(found: Any, published: bool) -> Shown:
+    """The table, what is to be known of its lines, and what it says."""
+    from featherweight.baselines.comparison import aligned
+    from featherweight.baselines.published import TABLES
+
+    data, screen = found.to_dict(), [*aligned(found.table()), *notes(found.lines), "", *found.advice()]
+    if published:
         data["published"] = [t.to_dict() for t in TABLES]
-        screen += [piece for t in TABLES for piece in ("", f"Published, not on these rows: {t.title}", table(t.cells))]
+        screen += [
+            piece for t in TABLES for piece in ("", f"Published, not on these rows: {t.title}", *aligned(t.cells))
+        ]
     return Shown(data, tuple(screen))
 
 
@@ -89,16 +120,3 @@ def based(adapters: Sequence[str]) -> dict[str, str | None]:
 
 def notes(lines: Sequence[Any]) -> list[str]:
     return [f"{line.name}: {note}" for line in lines for note in line.notes]
-
-
-def table(cells: Sequence[Sequence[str]]) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    head, *rows = cells
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(head):
-        made.add_column(name, justify="right" if i else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*row)
-    return made
