@@ -278,3 +278,33 @@ def test_every_term_is_in_the_log(tokenizer: Any, rows: Any) -> None:
         assert list(terms) == ["soft", "label", "cosine"]
         assert sum(t["weighted"] for t in terms.values()) == pytest.approx(line["loss"], rel=1e-5)
         assert [round(t["weighted"] / t["raw"], 4) for t in terms.values()] == [5, 2, 1]
+
+
+def test_what_each_term_pulls_at_the_start(tokenizer: Any, rows: Any, capsys: Any) -> None:
+    """Norms of each weighted term's gradient, by backward of that term alone; said before the first step, which they
+    do not change."""
+    from featherweight.distill.balance import gradient_norms
+
+    teacher = bert()
+    teacher.tokenizer, teacher.task = tokenizer, YES_NO
+    student = fw.attach(fw.student(teacher, layers=2), fw.LoRA(rank=2), head=False)
+    task = Distilled(YES_NO, fw.DistilBERT(), "", Pair(teacher))
+    found = gradient_norms(task, student, batch())
+    assert list(found) == ["soft", "label", "cosine"]
+    for name, norm in found.items():
+        student.zero_grad()
+        term = task.terms(student, batch())[0][name]
+        (term.weight * term.values.mean()).backward()
+        wanted = sum(p.grad.square().sum() for p in student.parameters() if p.grad is not None) ** 0.5
+        assert norm == pytest.approx(float(wanted), rel=1e-5)
+
+    def run(recipe: Any) -> Any:
+        made = fw.student(teacher, layers=2)
+        return fw.distill(made, teacher, rows, recipe, log=1, method=fw.LoRA(rank=2, dropout=0.2), **RUN)
+
+    run(fw.DistilBERT())
+    assert "gradient norms of the terms at the start: " in capsys.readouterr().err
+    run(fw.MiniLM(version=2))
+    assert "value" in capsys.readouterr().err
+    run(fw.KD(alpha=1.0))
+    assert "gradient norms" not in capsys.readouterr().err

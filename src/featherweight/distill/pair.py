@@ -4,7 +4,7 @@ The teacher is a model of its own, or the student's own model with other adapter
 base): then nothing is in memory twice, and each of its forwards switches them on and back.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,6 +36,7 @@ class Pair:
     taps: tuple[Tap, Tap] | None = None
     proven: bool = False
     causal: bool | None = None
+    say: Callable[[str], None] | None = None  # until the first step has told what there is to tell
     notes: dict[str, list[float]] = field(default_factory=dict)
     cache: Any = None  # a TeacherCache: once the run has begun, live
 

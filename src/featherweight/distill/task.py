@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.data.types import Encoded, Example
+from featherweight.distill.balance import gradient_norms, told
 from featherweight.distill.pair import Pair, at_units
 from featherweight.distill.posing import attended, own_loss, units_of, visible
 from featherweight.distill.projection import lifting
@@ -57,6 +58,8 @@ class Distilled(Task):
         self.pair.teacher.to(next(model.parameters()).device)
         if self.pair.cache is not None:
             self.pair.cache = self.pair.cache.begin(self, model, feed, settings, say)
+        if self.pair is not None:
+            self.pair.say = say
         longest = max(len(row.input_ids) for row in feed.rows)
         if self.pair is not None and self.pair.context is not None:
             raise_all(self.pair.context.misfits(self.pair.teacher, longest))
@@ -104,6 +107,10 @@ class Distilled(Task):
         return self.task.answer(prediction)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if self.pair is not None and self.pair.say is not None:
+            say, self.pair.say = self.pair.say, None
+            if norms := gradient_norms(self, model, batch):
+                say(told(norms))
         found, view, units = self.terms(model, batch)
         total = view.student.logits.float().sum() * 0  # what the recipe does not reach gets a gradient of 0, not none
         for name, term in found.items():

@@ -71,6 +71,7 @@ class Loop:
     def run(self) -> None:
         """Train to the end. Raises Stopped after a signal, with the step saved."""
         p = self.progress
+        self.stepper.task.noted()  # what preparing left there is of no step
         if p.step and self.evaluates() and p.evaluated < p.step:
             self.evaluate()  # the run ended between this step's checkpoint and its evaluation
         while p.step < self.total and not self.exhausted():
