@@ -9,8 +9,10 @@ from typing import Any
 from featherweight.cli.screen import jsonable
 from featherweight.core.errors import InputError, Problem
 
-COLUMNS = ("label", "labels", "probability", "score", "text")  # what an answer may hold, in the order of the file
-LONG = ("probabilities", "embedding")  # for programs: not on the screen
+# What an answer may hold, in the order of the file.
+COLUMNS = ("label", "labels", "tags", "text", "probability", "score", "start", "end", "no_answer")
+LONG = ("probabilities", "embedding", "entities", "tokens")  # for programs: not on the screen
+WORDS = ("tags", "tokens", "predicted_tags", "predicted_tokens")  # lists with white space between in a table, as read
 
 
 def answered(row: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
@@ -52,13 +54,17 @@ def write_array(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_table(file: Any, rows: list[dict[str, Any]], delimiter: str) -> None:
-    """One column per scalar; lists are joined by commas."""
-    flat = [{k: cell(v) for k, v in row.items() if not isinstance(v, dict)} for row in rows]
+    """One column per scalar; lists are joined by commas, words by spaces; records are left out."""
+    flat = [{k: cell(v, " " if k in WORDS else ",") for k, v in row.items() if not records(v)} for row in rows]
     names = list(dict.fromkeys(name for row in flat for name in row))
     writer = csv.DictWriter(file, names, delimiter=delimiter, lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
 
 
-def cell(value: Any) -> Any:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+def records(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value))
+
+
+def cell(value: Any, between: str = ",") -> Any:
+    return between.join(map(str, value)) if isinstance(value, list | tuple) else value

@@ -74,7 +74,7 @@ def known_by(rows: Any, mapping: Mapping[str, str] | None, template: str | None)
         printed = set().union(*(wording.needs for wording in prompts(template).templates.values()))
         return [key for key in rows[0].fields if key in printed or plain_name(key) in printed]
     columns = shape_of(rows, mapping).columns
-    roles = ("text", "text_pair", "prompt", "instruction", "messages")
+    roles = ("text", "text_pair", "prompt", "instruction", "messages", "tokens", "subject")
     return [columns[role] for role in roles if role in columns]
 
 
@@ -89,9 +89,15 @@ def screen(rows: list[dict[str, Any]], columns: list[str], answers: list[dict[st
     for name in names:
         table.add_column(name, overflow="fold")
     for row, answer in zip(rows, answers, strict=True):
-        texts = " | ".join(str(row.get(column, "")) for column in columns)
+        texts = " | ".join(spoken(row.get(column, "")) for column in columns)
         table.add_row(texts, *(cell(answer[name]) for name in names))
     return (table,)
+
+
+def spoken(value: Any) -> str:
+    """A text, or words with white space between."""
+    words = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+    return " ".join(value) if words else str(value)
 
 
 def cell(value: Any) -> str:

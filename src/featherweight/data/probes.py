@@ -26,9 +26,9 @@ EXAMPLE = 'such as "The capital of [X] is [Y] ."'
 
 
 def template_of(example: Example, template: str, templates: Mapping[str, str]) -> str:
-    """The row's own template, that of its relation, or the one for all."""
+    """That of its relation, the one for all, or the row's own, in this order."""
     own = example.pair or ""
-    return own if SUBJECT in own else templates.get(own, template)
+    return templates.get(own, template) or (own if SUBJECT in own else "")
 
 
 def problems(example: Example, words: str, templates: Mapping[str, str], decodes: bool, virtual: bool) -> list[Problem]:

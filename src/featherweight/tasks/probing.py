@@ -31,8 +31,8 @@ class CausalProbing(Task):
     not read. A unit is a fact with an object of one token. A prediction: the likeliest tokens, their probabilities, and
     the rank of the object where it is known.
 
-    `template` is for all rows without one of their own, `templates` by the name of the row's relation. `pseudo`: the id
-    of the token that [P] stands for, the same as P-tuning's `pseudo`."""
+    `templates` are by the name of a row's relation, `template` is for all others; without them a row has its own.
+    `pseudo`: the id of the token that [P] stands for, the same as P-tuning's `pseudo`."""
 
     template: str = ""
     templates: dict[str, str] = field(default_factory=dict, hash=False)

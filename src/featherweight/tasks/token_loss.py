@@ -30,7 +30,7 @@ from featherweight.tasks.modes import evaluating, inner
 
 IGNORED = -100
 LOGITS = 1 << 23  # logits held at once by the plain path
-PROBED = 8  # positions of the probe
+PROBED = 64  # positions of the probe: a row of a template is whole
 ways: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
@@ -137,7 +137,7 @@ def quiet(model: nn.Module) -> dict[str, bool]:
 
 
 def probe(model: nn.Module, inputs: Mapping[str, Any]) -> str:
-    """The cheapest way that is exact for this model: two forwards of one row of at most 8 tokens."""
+    """The cheapest way that is exact for this model: two forwards of one row of at most 64 tokens."""
     head = getattr(inner(model), "get_output_embeddings", lambda: None)()
     if head is None:
         return "full"
