@@ -79,6 +79,56 @@ def test_shared_texts_score_what_every_pair_scores(kind, method, stories, t5, st
     assert (log_not[real] - torch.log1p(-wanted.exp())).abs().max() < 1e-8
 
 
+def many(seed=0):
+    """Rows of 2, 40 and 7 choices of 1 to 9 tokens, behind texts of 1 to 20."""
+    from featherweight.data.types import Encoded
+
+    noise = torch.Generator().manual_seed(seed)
+
+    def ids(n):
+        return torch.randint(3, 500, (n,), generator=noise).tolist()
+
+    return [Encoded(f"f:{n}", ids(length), 0, None, choices=[ids(1 + i % 9) for i in range(n)])
+            for n, length in ((2, 20), (40, 1), (7, 9))]  # fmt: skip
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("room", [1, 200, 1 << 15])
+@pytest.mark.parametrize("kind", ["decoder", "encoder-decoder"])
+def test_many_choices_in_pieces_score_what_every_pair_scores(kind, room, padding, stories, t5, monkeypatch):
+    """However many fit at once, and on whichever side the texts are padded."""
+    from featherweight.tasks import shared_context
+
+    monkeypatch.setattr(shared_context, "COPIED", room)
+    task, model = model_of(kind, stories, t5)
+    rows, model = many(), model.double()
+    batch = collate(rows, 0).tensors
+    if padding == "left":
+        order = batch["attention_mask"].argsort(dim=1, stable=True)
+        batch |= {name: batch[name].gather(1, order) for name in ("input_ids", "attention_mask")}
+    calls = []
+    hook = (model.get_decoder() if kind == "encoder-decoder" else model.model).register_forward_hook(
+        lambda *_: calls.append(1)
+    )
+    with torch.no_grad():
+        log_p, _, real = task.tokens(model, batch)
+        hook.remove()
+        wanted = torch.cat(every_pair(task, model, rows))
+    assert real.any(2).sum(1).tolist() == [2, 40, 7]
+    assert (log_p[real] - wanted).abs().max() < 1e-11
+    longer = sum(len(choice) > 1 for row in rows for choice in row.choices)
+    assert len(calls) == {1: 1 + longer, 1 << 15: 2}.get(room, len(calls))  # one token comes from the text's own pass
+    ranked = task.scores(log_p, real)
+    best = [torch.stack([w.mean() for w in row]).argmax() for row in by_row(wanted, rows)]
+    assert ranked.argmax(1).tolist() == [int(b) for b in best]
+
+
+def by_row(scores, rows):
+    """The flat scores of all tokens, choice by choice."""
+    flat = iter(scores.split([len(c) for row in rows for c in row.choices]))
+    return [[next(flat) for _ in row.choices] for row in rows]
+
+
 @pytest.mark.parametrize("kind", ["decoder", "encoder-decoder"])
 def test_loss_and_gradient_are_those_of_the_published_sum(kind, stories, t5, stories_tokenizer):
     task, model = model_of(kind, stories, t5)
