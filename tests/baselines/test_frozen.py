@@ -52,8 +52,18 @@ def test_the_dev_split_chooses(bert):
     assert model.strength == max(scores, key=scores.__getitem__)
     assert model.chosen == "dev rows"
     assert fw.frozen(bert, labelled()).chosen == "5-fold cross-validation"
-    alone = fw.frozen(bert, labelled(["a", "e", "f"], ["yes", "no", "no"]))
-    assert (alone.strength, alone.chosen) == (1.0, "nothing: a label has one row")
+    alone = fw.frozen(bert, labelled(["a", "e"], ["yes", "no"]))
+    assert (alone.strength, alone.chosen) == (1.0, "nothing: no label has two rows")
+    assert fw.frozen(bert, labelled(["a", "e", "f"], ["yes", "no", "no"])).chosen == "2-fold cross-validation"
+
+
+def test_the_only_row_of_a_label_is_never_held_out():
+    from featherweight.baselines.frozen import folds
+
+    parts = folds(list("aaabbbbc"), 0)
+    assert len(parts) == 3
+    assert all(7 in fitted and not set(fitted) & set(held) for fitted, held in parts)
+    assert sorted(i for _, held in parts for i in held) == list(range(7))
 
 
 def test_pairs_are_joined_as_the_tokenizer_does(bert):

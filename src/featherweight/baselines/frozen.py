@@ -135,22 +135,32 @@ class Fitted:
 
 def fit(train: Labelled, dev: Labelled | None, labels: Sequence[str], strengths: Sequence[float], seed: int) -> Fitted:
     """The regression of the best C (the smallest of equals), on all training rows."""
-    from sklearn.model_selection import StratifiedKFold
-
-    x, y = train
-    folds = min(FOLDS, min(Counter(y).values()))
     work: list[int] = []
     if dev is not None:
         chosen, trials = "dev rows", [(train, dev)]
-    elif folds > 1:
-        parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y)
-        chosen, trials = f"{folds}-fold cross-validation", [(take(train, a), take(train, b)) for a, b in parts]
     else:
-        chosen, trials, strengths = "nothing: a label has one row", [], (1.0,)
+        parts = folds(train[1], seed)
+        chosen, trials = f"{len(parts)}-fold cross-validation", [(take(train, a), take(train, b)) for a, b in parts]
+    if not trials:
+        chosen, strengths = "nothing: no label has two rows", (1.0,)
     score = {c: sum(regression(a, c, work).score(*b) for a, b in trials) for c in strengths} if trials else {1.0: 0.0}
     best = max(score, key=score.__getitem__)
     weight, bias = wide(regression(train, best, work), labels)
     return Fitted(weight, bias, best, chosen, sum(work))
+
+
+def folds(y: Sequence[str], seed: int) -> list[tuple[list[int], list[int]]]:
+    """(to fit, to score) by row numbers; the only row of a label is in every fit and in no score."""
+    from sklearn.model_selection import StratifiedKFold
+
+    count = Counter(y)
+    often = [i for i, name in enumerate(y) if count[name] > 1]
+    if not often:
+        return []
+    number = min(FOLDS, min(count[y[i]] for i in often))
+    parts = StratifiedKFold(number, shuffle=True, random_state=seed).split(often, [y[i] for i in often])
+    lone = [i for i, name in enumerate(y) if count[name] == 1]
+    return [([*lone, *(often[i] for i in a)], [often[i] for i in b]) for a, b in parts]
 
 
 def take(rows: Labelled, numbers: Sequence[int]) -> Labelled:
