@@ -251,3 +251,16 @@ def test_what_cannot_write(tokenizer: Any, rows: Any) -> None:
     long = model(tokenizer, max_position_embeddings=4)
     with pytest.raises(InputError, match=r"no room for an answer.*below 4"):
         by_student(long, {**asked(), "labels": torch.full((2, 5), -100)}, 4)
+
+
+@pytest.mark.parametrize("recipe", [fw.GKD(on_policy=1.0, max_new_tokens=4), fw.SequenceKD(max_new_tokens=4, beams=1)],
+                         ids=repr)  # fmt: skip
+def test_prompts_need_no_answers_where_a_model_writes_them_all(recipe: Any, tokenizer: Any) -> None:
+    teacher = model(tokenizer)
+    bare: list[dict[str, Any]] = [{"prompt": row["prompt"] + "\n"} for row in prompts()]
+    told = [{"instruction": row["prompt"], "output": None} for row in prompts()]
+    for rows in (bare, told):
+        run = fw.distill(fw.student(teacher, layers=2), teacher, rows, recipe, steps=3, **HOW)
+        assert run.steps == 3
+    with pytest.raises(InputError, match="no answers to train on"):
+        fw.distill(fw.student(teacher, layers=2), teacher, bare, fw.GKD(on_policy=0.5), steps=3, **HOW)

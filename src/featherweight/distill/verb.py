@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from featherweight.core.state import state
 from featherweight.core.switch import switch_of
 from featherweight.data.load import Data, load
 from featherweight.data.rows import examples
-from featherweight.data.shape import shape_of
+from featherweight.distill.bare import answerable
 from featherweight.distill.cache import TeacherCache
 from featherweight.distill.check import contextless, mismatches, own, shared_words
 from featherweight.distill.context import edit_of
@@ -46,6 +45,8 @@ def distill(student: Any, teacher: Any, data: Any, recipe: Recipe | None = None,
     task: what a batch means; by default the student's, the teacher's, else what the data's shape asks for.
     method, name: Full() where nothing is attached to the student; an adapter-only student takes any other.
     tokenizer: of both; by default the student's, else the teacher's.
+    data: what `fw.train` takes; without labels too where the teacher's stand for them, and without answers where a
+    recipe lets a model write them all.
     context: a text that the teacher reads in front of every prompt and the student does not.
     cache: where the teacher's outputs are kept on disk, computed once: a folder, or a TeacherCache with options.
     values: everything else that `fw.train` takes.
@@ -53,17 +54,17 @@ def distill(student: Any, teacher: Any, data: Any, recipe: Recipe | None = None,
     Dev scores are the task's own. Raises InputError for two models that cannot be compared, and what `fw.train` raises.
     """
     recipe = recipe or KD()
-    loaded = shaped(data if isinstance(data, Data) else load(data, columns), columns)
+    loaded = data if isinstance(data, Data) else load(data, columns)
     chosen = task or getattr(student, "task", None) or getattr(teacher, "task", None)
     chosen = chosen or task_for(loaded.shape, getattr(student, "config", None))
     if method is None and not switch_of(student).attached:
         method = Full()
     pair = paired(student, teacher, recipe, chosen, name, method is not None)
     pair.cache = TeacherCache(cache) if isinstance(cache, str | Path) else cache
-    words = tokenizer or getattr(student, "tokenizer", None) or getattr(teacher, "tokenizer", None)
+    words = tokenizer_of(student, tokenizer or getattr(student, "tokenizer", getattr(teacher, "tokenizer", None)))
+    loaded = answerable(loaded, columns, recipe, words)
     if context:
         raise_all(contextless(recipe))
-        words = tokenizer_of(student, words)
         pair.context = edit_of(chosen, examples(loaded.train, loaded.shape), words, context)
     wrapped = Distilled(chosen, recipe, digest(pair), pair)
     device = next(pair.teacher.parameters()).device
@@ -73,13 +74,6 @@ def distill(student: Any, teacher: Any, data: Any, recipe: Recipe | None = None,
                 return train(student, loaded, wrapped, method=left, name=name, tokenizer=words, **values)
         finally:
             pair.teacher.to(device)
-
-
-def shaped(data: Data, columns: Any) -> Data:
-    """Texts without labels beside dev rows that have them are of the dev rows' shape."""
-    if data.shape.labelled or not data.valid or data.shape.name not in ("text", "pair"):
-        return data
-    return replace(data, shape=replace(shape_of(data.valid, columns), labelled=False))
 
 
 def paired(student: Any, teacher: Any, recipe: Recipe, task: Task, name: str, attaches: bool) -> Pair:

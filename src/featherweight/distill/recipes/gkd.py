@@ -6,7 +6,8 @@
 λ is the share of (micro-)batches whose answers the student writes: drawn from its distribution at T, without a gradient
 through the drawing and with dropout off. A loss is a mean over each answer's tokens, and a row weighs what it does in
 the data however much was written. D_β goes to 0 as β goes to 0 or 1, but is a KL there: β = 0.0001 gives a loss 10,000
-times smaller than β = 0. There is no T², as in the paper and in trl; labels train nothing.
+times smaller than β = 0. There is no T², as in the paper and in trl; labels train nothing, and
+with λ = 1 rows need no answers.
 Source: Agarwal et al. 2023, arXiv:2306.13649; defaults are trl's.
 """
 
@@ -43,6 +44,10 @@ class GKD(Recipe):
     @property
     def writes(self) -> bool:  # type: ignore[override]
         return self.on_policy > 0
+
+    @property
+    def answers(self) -> bool:  # type: ignore[override]
+        return self.on_policy == 1
 
     def shown(self, batch: Batch, write: Writers) -> Batch:
         if not float(torch.rand(())) < self.on_policy:

@@ -73,6 +73,7 @@ class Recipe(Noun):
     states: ClassVar[bool] = False  # compares hidden states: of another width by a learned projection
     attention: ClassVar[bool] = False  # compares attention maps: the head counts must be equal
     writes: ClassVar[bool] = False  # looks at text that is written in training: no two epochs see the same
+    answers: ClassVar[bool] = False  # a model writes every answer that is looked at: rows need none
     autos: ClassVar[tuple[str, ...]] = ()  # transformers' Auto classes of the tasks that it is for; none: of any
     everywhere: ClassVar[bool] = False  # where hidden tokens are filled in, compares logits at all others too
 

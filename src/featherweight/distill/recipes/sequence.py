@@ -23,6 +23,7 @@ class SequenceKD(Recipe):
 
     softmax: ClassVar[bool] = True
     writes: ClassVar[bool] = True
+    answers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         wrong = [n for n in ("max_new_tokens", "beams") if getattr(self, n) < 1]
