@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import featherweight as fw
 from featherweight.core.errors import InputError
@@ -141,6 +142,23 @@ def test_runs_that_are_over_are_read_and_the_cut_one_goes_on(t5, fewglue, tmp_pa
         fewshot(str(t5), "fewglue", fewglue, **given | {"steps": 4}, resume=True)
     with pytest.raises(InputError, match="the output folder is not empty"):
         fewshot(str(t5), "fewglue", fewglue, **given)
+
+
+def test_every_run_goes_on_with_the_adapter_of_a_mixture(t5, fewglue, tmp_path):
+    """As T-Few does: (IA)³ of one data set is where each task starts, and what "before" asks."""
+    rows = fewglue / "COPA" / "train.jsonl"
+    fw.train(str(t5), rows, recipe="tfew", template="copa", steps=8, lr=0.5, warmup=0, output=tmp_path / "first")
+    given = {"seeds": (0,), "tasks": ["rte"], "start": tmp_path / "first"}
+    found = fewshot(str(t5), "fewglue", fewglue, output=tmp_path / "out", steps=1, lr=1e-9, **given)
+    alone = fw.averaged(fw.load_model(tmp_path / "first"), fewglue / "RTE" / "val.jsonl", "rte")
+    figures = found.tasks[0].figures
+    assert figures["before"].median == figures["accuracy"].median == alone["accuracy"]
+    first, one = (load_file(tmp_path / f / "adapter_model.safetensors") for f in ("first", "out/rte/seed-0"))
+    assert first.keys() == one.keys()
+    assert all(torch.allclose(tensor, one[key], atol=1e-6) for key, tensor in first.items())
+    assert any(float((tensor - 1).abs().max()) > 0.1 for tensor in first.values())
+    with pytest.raises(InputError, match="keeps its method"):
+        fewshot(str(t5), "fewglue", fewglue, output=tmp_path / "b", method=fw.LoRA(), **given)
 
 
 def test_a_submission(t5, raft, tmp_path):

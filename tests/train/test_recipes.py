@@ -187,8 +187,10 @@ def test_templates_word_the_rows_and_are_on_record(folder, tmp_path):
 
 
 def test_rows_without_choices_are_refused(t5, tokenizer):
-    with pytest.raises(InputError, match="nothing to choose from"):
+    """One problem, not one a row."""
+    with pytest.raises(InputError, match=r"data:1: rows without choices.*say which templates") as error:
         fw.train(t5(), [{"text": "good", "label": "a"}] * 4, recipe="tfew", tokenizer=tokenizer)
+    assert len(error.value.problems) == 1
 
 
 def test_names_of_recipes():

@@ -23,7 +23,7 @@ MORE = (
     Key("rows", int, None, "At most so many rows to answer for a task, drawn once (default: all)."),
     Key("submit", str, None, "Answer the unlabelled rows of this file of each task too, for RAFT's leaderboard."),
 )
-NOT_HERE = ("data", "from", "columns", "template", "seed", "name", "limit")  # the suite decides them
+NOT_HERE = ("data", "columns", "template", "seed", "name", "limit")  # the suite decides them
 
 
 def command(*words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Shown:
@@ -79,13 +79,14 @@ def options(given: dict[str, Any], values: dict[str, Value], fields: Mapping[str
     own = {k.name for k in (*OWN, *MORE)} | set(fields)
     settings = {k: v for k, v in given.items() if k not in own and "." not in k}
     problems += together(settings, values)
-    if method is None and "recipe" not in given:
+    if method is None and not {"recipe", "from"} & given.keys():
         method = methods()["lora"]()
     picked = given.get("tasks") or ()
     return {
         "seeds": several(given.get("seeds"), values, problems) or (0,), "rows": given.get("rows"),
         "tasks": (picked,) if isinstance(picked, str) else picked, "submit": given.get("submit"),
-        "recipe": given.get("recipe"), "method": method, "task": task, "quantize": quantize, **settings,
+        "start": given.get("from"), "recipe": given.get("recipe"), "method": method, "task": task,
+        "quantize": quantize, **settings,
     }  # fmt: skip
 
 

@@ -49,6 +49,9 @@ def command(*words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Sho
     scheme = recipe("quantize", values, problems)
     if "model" not in given:
         problems.append(Problem("a model is needed", "MODEL", fix="fw plan MODEL: a folder, a config.json, a hub name"))
+    if "template" in values:
+        fix = "leave template, data and task out: the plan is then of the model's own language modelling"
+        problems.append(Problem("rows worded by templates are not planned", values["template"].where, fix=fix))
     limit = bytes_of(given.pop("fit", None), "--fit", problems)
     own = {k.name for k in (*OWN, *MORE)}
     settings = {k: v for k, v in given.items() if k not in own and "." not in k}

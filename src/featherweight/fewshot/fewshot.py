@@ -27,7 +27,8 @@ def silent(text: str) -> None:
 
 def fewshot(model: Any, suite: Suite | str, folder: str | os.PathLike[str], *, output: str | os.PathLike[str],
             seeds: Sequence[int] = (0,), tasks: Sequence[str] = (), rows: int | None = None, submit: str | None = None,
-            recipe: Any = "tfew", resume: bool = False, say: Say = silent, **values: Any) -> Figures:  # fmt: skip
+            start: str | os.PathLike[str] | None = None, recipe: Any = "tfew", resume: bool = False, say: Say = silent,
+            **values: Any) -> Figures:  # fmt: skip
     """Train `model` on each task of a suite in `folder` once for every seed, and score it.
 
     model: a path or hub name; the base is loaded once and is itself again after each run.
@@ -37,33 +38,44 @@ def fewshot(model: Any, suite: Suite | str, folder: str | os.PathLike[str], *, o
     tasks: some of them, by name. rows: at most so many rows to answer for a task, drawn once.
     submit: the file in each task's folder (or, for one task, a path) whose unlabelled rows are answered for RAFT's
     leaderboard by a run on all labelled rows, of the first seed.
+    start: the folder of an adapter that every run goes on with, as T-Few does from its (IA)³ on a mixture.
     recipe, values: as in `fw.train`. Raises InputError over every bad row of every task before anything is trained.
     """
     chosen = suite_of(suite)
-    raise_all(unfit(model, seeds, rows))
+    raise_all(unfit(model, seeds, rows, start, values))
     wanted = settings(under(recipe_of(recipe), settings_in(values)))
     jobs = prepared(chosen, Path(folder), seeds, tasks, rows, submit)
     place = Path(output)
-    asked = {"suite": chosen.to_dict(), "model": os.fspath(model), "rows": rows, "recipe": recipe,
-             **{k: plain(v) for k, v in values.items() if k not in FREE}}  # fmt: skip
+    asked = {"suite": chosen.to_dict(), "model": os.fspath(model), "rows": rows, "recipe": name_of(recipe),
+             "from": os.fspath(start or ""), **{k: plain(v) for k, v in values.items() if k not in FREE}}  # fmt: skip
     claimed(place, asked, resume)
     live, task = base(model, recipe, wanted, values)
     write_text(place / REQUEST, json.dumps(asked, indent=1) + "\n")
-    bench = Bench(live, task, {"recipe": recipe, **{k: v for k, v in values.items() if k != "quantize"}}, resume)
-    done, files = [], {}
+    bench = Bench(live, task, {"recipe": recipe, **{k: v for k, v in values.items() if k != "quantize"}}, resume,
+                  os.fspath(start or ""))  # fmt: skip
+    return worked(bench, jobs, place, seeds[0], say)
+
+
+def worked(bench: Bench, jobs: Sequence[Job], place: Path, seed: int, say: Say) -> Figures:
+    """The figures of all tasks; results.json has those that are done."""
+    found = Figures(place, [])
     for job in jobs:
-        if answers := scored(bench, job, place, say):
-            done.append(of_task(job.name, answers))
+        answers = scored(bench, job, place, say)
+        done = [of_task(job.name, answers)] if answers else []
+        files = {}
         if job.unlabelled is not None:
-            files[job.name] = submitted(bench, job.unlabelled, job.prompts, job.template, place, seeds[0], say)
-        found = Figures(place, done, files)
+            files[job.name] = submitted(bench, job.unlabelled, job.prompts, job.template, place, seed, say)
+        found = Figures(place, [*found.tasks, *done], {**found.submissions, **files})
         write_text(place / RESULTS, json.dumps(found.to_dict(), indent=1) + "\n")
     return found
 
 
-def unfit(model: Any, seeds: Sequence[int], rows: int | None) -> list[Problem]:
+def unfit(model: Any, seeds: Sequence[int], rows: int | None, start: Any, values: Mapping[str, Any]) -> list[Problem]:
     """What is wrong with the call itself."""
     found = []
+    if start is not None and values.get("method") is not None:
+        fix = "leave out start or method"
+        found.append(Problem("an adapter that is gone on with keeps its method", "method", fix=fix))
     if not isinstance(model, str | os.PathLike):
         found.append(Problem("not a place of a model", "model", "a path or hub name", type(model).__name__))
     if not seeds or min(seeds) < 0:
@@ -116,6 +128,12 @@ def scored(bench: Bench, job: Job, place: Path, say: Say) -> list[list[Answers]]
 def settings_in(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings among the keywords of a run."""
     return {k: v for k, v in values.items() if k not in ("method", "task", "quantize")}
+
+
+def name_of(recipe: Any) -> str | None:
+    """The word for a recipe, however it was given."""
+    found = recipe_of(recipe)
+    return None if found is None else type(found).__name__.lower()
 
 
 def plain(value: Any) -> Any:

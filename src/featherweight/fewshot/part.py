@@ -1,11 +1,13 @@
 """One run of a suite: train an adapter on a base that stays in memory, answer the rows, take the adapter off again."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from featherweight.checkpoint.load import load
 from featherweight.core.attach import detach
 from featherweight.core.switch import switch_of
 from featherweight.data.prompt_sets import Prompts
@@ -28,6 +30,7 @@ class Bench:
     task: Any
     values: Mapping[str, Any]
     resume: bool = False
+    start: str = ""  # folder of the adapter that every run goes on with
     known: dict[tuple[str, ...], list[int]] = field(default_factory=dict)  # what the base answers, by the rows' places
 
     def run(self, part: Part, prompts: Prompts, template: str, folder: Path, seed: int) -> Answers:
@@ -47,9 +50,17 @@ class Bench:
 
     def tuned(self, rows: Any, template: str, folder: Path, seed: int, then: Callable[[], Asked]) -> Asked:
         """What `then` gives while the model has the adapter that was trained on these rows."""
-        try:
+        with self.started():
             self.train(rows, template, folder, seed)
             return then()
+
+    @contextmanager
+    def started(self) -> Iterator[None]:
+        """The model with the adapter that runs go on with, if any; afterwards it has none."""
+        try:
+            if self.start:
+                load(self.model, self.start, train=True)
+            yield
         finally:
             if switch_of(self.model).attached:
                 detach(self.model)
@@ -58,10 +69,11 @@ class Bench:
         return train(self.model, rows, output=folder, template=template, seed=seed, resume=self.resume, **self.values)
 
     def before(self, rows: Rows, prompts: Prompts) -> list[int]:
-        """What the base answers; the same rows are asked once."""
+        """What is answered without any training on them; the same rows are asked once."""
         places = tuple(row.where for row in rows)
         if places not in self.known:
-            self.known[places] = [best_of(p) for p in self.ask(rows, prompts, True).together]
+            with self.started():
+                self.known[places] = [best_of(p) for p in self.ask(rows, prompts, True).together]
         return self.known[places]
 
     def ask(self, rows: Rows, prompts: Prompts, labels: bool) -> Asked:

@@ -47,6 +47,9 @@ class Choices(Task):
     def check(self, examples: Sequence[Example]) -> list[Problem]:
         from featherweight.data.slots import MASK
 
+        if examples and not any(e.choices for e in examples):
+            fix = "say which templates word them (fw templates), or give rows a text, choices and a label"
+            return [Problem("rows without choices", examples[0].where, "a text with choices", "none in any row", fix)]
         found = [Problem("nothing to choose from", e.where, "a text with choices") for e in examples if not e.choices]
         fix = "take MaskedChoices(), or a prompt without {{ mask }}"
         holes = () if self.slotted else (e.where for e in examples if MASK.search(e.text))
