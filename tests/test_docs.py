@@ -121,6 +121,37 @@ def test_the_guide_to_planning_runs(
     assert space["plan"].train_bytes == sum(space["plan"].memory.values())
 
 
+def test_the_guide_to_distilling_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its commands in order, each run cut to two steps; then its Python."""
+    from featherweight.cli.main import main
+
+    page = (ROOT / "docs" / "distill.md").read_text()
+    (shell,), (python,) = blocks("sh", page), blocks("python", page)
+    monkeypatch.chdir(folder)
+    (folder / "support").mkdir()
+    for source, split in (("messages", "train"), ("test", "test")):
+        (folder / "support" / f"{split}.jsonl").write_text((folder / f"{source}.jsonl").read_text())
+    cut = ["--steps", "2", "--batch", "4", "--length", "32"]
+    for line in shell.splitlines():
+        place = line.split("#")[0].replace("MODEL", MODEL).replace("out/", "small/").replace("answers", "distilled")
+        args = shlex.split(place)[1:]
+        args += cut if args[0] in ("train", "distill") else []
+        args += ["--rounds", "2"] if args[0] == "distill" else []
+        assert main(args) == 0, (args, capsys.readouterr().err)
+    for made in ("small/tiny/prediction/run.toml", "small/adapter/run/adapter_config.json", "small/warmer/report.png"):
+        assert (folder / made).exists()
+    few = {"steps": 2, "batch": 4, "length": 32, "seed": 0, "lr": 1e-4}
+    space: dict[str, Any] = {"FEW": few}
+    exec(compile(python.replace("out/", "small/"), "docs/distill.md", "exec"), space)
+    assert space["report"].rows == len((folder / "test.jsonl").read_text().splitlines())
+    for word in re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE):
+        from featherweight.cli.schema import distillations
+
+        assert word in distillations()
+
+
 def test_the_guide_to_few_shots_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,7 +64,7 @@ def test_losses_are_those_of_a_live_teacher(recipe: Any, teacher: Any, rows: Any
     live = run(teacher, rows, recipe)
     first = run(teacher, rows, recipe, cache=tmp_path / "c")
     again = run(teacher, rows, recipe, cache=tmp_path / "c")
-    assert first == pytest.approx(live, rel=2e-6)
+    assert first == pytest.approx(live, rel=1e-5)
     assert again == first  # the same bytes
 
 
@@ -75,7 +75,7 @@ def test_a_row_is_the_same_row_in_any_batch(teacher: Any, rows: Any, tmp_path: P
     counted = Counted(teacher)
     kept = run(teacher, rows, fw.DistilBERT(), cache=tmp_path / "c", **other)
     assert counted.rows == 1  # the one row that shows what the recipe reads
-    assert kept == pytest.approx(run(teacher, rows, fw.DistilBERT(), **other), rel=2e-6)
+    assert kept == pytest.approx(run(teacher, rows, fw.DistilBERT(), **other), rel=1e-5)
 
 
 @pytest.mark.parametrize("recipe", [fw.KD(), fw.DistilBERT()], ids=repr)
@@ -97,7 +97,7 @@ def test_language_models(tokenizer: Any, rows: Any, tmp_path: Path) -> None:
     asked = [{"prompt": r["text"], "completion": " ".join(WORDS[i % 9 : i % 9 + 3])} for i, r in enumerate(rows)]
     live = run(teacher, asked, fw.KD())
     kept = run(teacher, asked, fw.KD(), cache=tmp_path / "c")
-    assert kept == pytest.approx(live, rel=2e-6)
+    assert kept == pytest.approx(live, rel=1e-5)
     distinct = len({(r["prompt"], r["completion"]) for r in asked})
     assert (tmp_path / "c" / "logits.bin").stat().st_size == distinct * 4 * SIZE * 4  # three words and the end
 
@@ -115,7 +115,7 @@ def test_an_encoder_beside_a_decoder(tokenizer: Any, rows: Any, tmp_path: Path) 
     ]
     live = run(teacher, asked, fw.DistilBERT(), task=fw.Seq2Seq())
     kept = run(teacher, asked, fw.DistilBERT(), task=fw.Seq2Seq(), cache=tmp_path / "c")
-    assert kept == pytest.approx(live, rel=2e-6)
+    assert kept == pytest.approx(live, rel=1e-5)
     assert {"read.4.bin", "hidden.4.bin"} <= {p.name for p in (tmp_path / "c").iterdir()}
 
 
@@ -224,7 +224,7 @@ def test_a_cache_of_something_else_is_refused(what: str, teacher: Any, rows: Any
     with pytest.raises(InputError, match=f"made with {what.split(' (')[0]}.*recompute"):
         run(**now, cache=folder, epochs=1)
     anew = run(**now, cache=fw.TeacherCache(folder, changed="recompute"), epochs=1)
-    assert anew == pytest.approx(run(**now, epochs=1), rel=2e-6)
+    assert anew == pytest.approx(run(**now, epochs=1), rel=1e-5)
 
 
 def test_another_tokenizer_is_refused(teacher: Any, rows: Any, tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_what_was_finished_before_a_crash_stays(teacher: Any, rows: Any, tmp_pat
     counted = Counted(teacher)
     kept = run(teacher, rows, fw.DistilBERT(), cache=tmp_path / "c", epochs=1)
     assert counted.rows <= 1 + len(rows) - there
-    assert kept == pytest.approx(run(teacher, rows, fw.DistilBERT(), epochs=1), rel=2e-6)
+    assert kept == pytest.approx(run(teacher, rows, fw.DistilBERT(), epochs=1), rel=1e-5)
 
 
 def damaged(path: Path, how: str) -> None:
@@ -290,7 +290,7 @@ def test_damaged_rows_are_told_of_and_computed_again(name: str, how: str, teache
     damaged(tmp_path / "c" / name, how)
     capfd.readouterr()
     counted = Counted(teacher)
-    assert run(teacher, rows, fw.DistilBERT(), cache=tmp_path / "c", epochs=1) == pytest.approx(first, rel=2e-6)
+    assert run(teacher, rows, fw.DistilBERT(), cache=tmp_path / "c", epochs=1) == pytest.approx(first, rel=1e-5)
     said = capfd.readouterr().err
     assert ("a damaged row of the teacher cache is computed again" if how == "bit" else "that are not whole") in said
     assert 2 <= counted.rows <= (3 if how == "bit" else 1 + len(rows))

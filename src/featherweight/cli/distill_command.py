@@ -44,10 +44,7 @@ def distilled(config: DistillConfig) -> Any:
     data = load(config.data, config.columns)
     student = learner(config, teacher, data)
     if config.quantize_teacher is not None:
-        from featherweight.quant.quantize import quantize
-
-        plan = config.quantize_teacher
-        quantize(teacher, plan.scheme, targets=plan.targets, skip=plan.skip)
+        rounded(config, teacher, data)
     if config.augment is not None:
         from featherweight.distill.augment import augmented
 
@@ -86,6 +83,21 @@ def taught(config: DistillConfig) -> Any:
     return teacher
 
 
+def rounded(config: DistillConfig, teacher: Any, data: Any) -> None:
+    """Keep the teacher as codes, and say what that does to its answers where the rows can tell."""
+    from featherweight.distill.rounding import quantized_teacher
+    from featherweight.evaluate.setting import task_of
+    from featherweight.quant.quantize import quantize
+
+    plan = config.quantize_teacher
+    places = {"targets": plan.targets, "skip": plan.skip}
+    task = task_of(teacher, config.task, data.shape)
+    if task.exclusive and (task.generates or task.fills or data.shape.labelled):
+        say(str(quantized_teacher(teacher, plan.scheme, data, task, **places)))
+    else:
+        quantize(teacher, plan.scheme, **places)
+
+
 def learner(config: DistillConfig, teacher: Any, data: Any) -> Any:
     """The student: made of the teacher, or the user's own."""
     from featherweight.distill.student import student
@@ -111,7 +123,8 @@ def recorded(config: DistillConfig, path: Path) -> None:
     settings = {k: v for k, v in config.settings.items() if k != "resume"}
     form = {
         "teacher": config.teacher, "data": named(config.data), "output": config.output, "student": config.student,
-        "control": config.control, "rounds": config.rounds, **{k: list(v) if isinstance(v, tuple) else v for k, v in config.made.items()},
+        "control": config.control, "rounds": config.rounds,
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in config.made.items()},
         **settings, "recipe": recipe,
         "task": config.task and config.task.to_dict(), "method": config.method and config.method.to_dict(),
         "quantize_teacher": config.quantize_teacher and config.quantize_teacher.to_dict(),

@@ -91,7 +91,8 @@ def read_distill(words: Sequence[str]) -> DistillConfig:
         teacher=made["teacher"], data=made["data"], output=output, stages=stages, student=made.get("student"),
         made={k: made[k] for k in ("layers", "blocks", "width", "ffn") if made.get(k) is not None}, task=task,
         method=method, quantize_teacher=None if scheme == "none" else scheme, cache=cache, augment=extra,
-        control=made.get("control", False), rounds=made.get("rounds", 15), columns=columns(made), settings=settings, first=first,
+        control=made.get("control", False), rounds=made.get("rounds", 15), columns=columns(made),
+        settings=settings, first=first,
         origins={k: v.where for k, v in values.items()},
     )  # fmt: skip
 

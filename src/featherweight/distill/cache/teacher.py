@@ -8,7 +8,7 @@ whole goes by the teacher's tensors, the tokenizer, the set of rows, what the re
 probable classes alone, the temperature. Where any of these is another it is refused, or made anew where asked for.
 
 A row's outputs are those of the batch that it was computed in: in fp32 they differ from those of another batch by
-rounding, about 1e-6 of their size.
+rounding, some 1e-6 of their size.
 """
 
 from collections.abc import Callable, Mapping, Sequence
