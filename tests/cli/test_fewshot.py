@@ -135,6 +135,13 @@ def test_a_tokenizer_that_merges_the_answers_is_refused(fw, llama, tweets, tmp_p
     assert "choices that the model cannot tell apart" in refused.err
 
 
+def test_a_recipe_is_planned_and_templates_are_not(fw, llama):
+    found = fw("plan", llama, "--recipe", "tfew", "--length", 16, "--json").json
+    assert (found["method"], found["batch"]) == ({"type": "ia3"}, 8)
+    refused = fw("plan", llama, "--recipe", "tfew", "--template", "rte", "--data", "x.jsonl")
+    assert (refused.code, "--template: rows worded by templates are not planned" in refused.err) == (2, True)
+
+
 def test_help_and_wrong_words(fw):
     shown = fw("fewshot")
     for word in ("SUITE MODEL DIR", "fewglue", "raft", "tfew", "--submit", "--rows", "--folds", "--tasks"):

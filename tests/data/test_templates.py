@@ -8,6 +8,7 @@ from featherweight.core.errors import InputError
 from featherweight.data.read import read
 from featherweight.data.rows import examples
 from featherweight.data.templates import HOME, prompted, prompts, template_sets, trained_on
+from featherweight.data.types import Example
 
 FEWGLUE = {"boolq": "BoolQ", "cb": "CB", "copa": "COPA", "rte": "RTE", "wic": "WiC", "wsc": "WSC"}
 TFEW = {"anli-r1": "anli", "anli-r2": "anli", "anli-r3": "anli", "boolq": "boolq", "cb": "cb", "copa": "copa",
@@ -193,6 +194,20 @@ def test_unknown_names_say_what_is_near():
         prompted([{"a": 1}], "rtee")
     with pytest.raises(InputError, match=r"no such template.*did you mean 'question'"):
         prompted([{"a": 1}], "rte", "questions")
+
+
+def test_a_long_text_keeps_its_question(stories):
+    """Beside an encoder and behind a decoder alike: what is cut is the oldest, and the tokenizer is as it was."""
+    from featherweight.data.choices import encode_after, encode_beside
+
+    stories.pad_token = stories.pad_token or stories.unk_token
+    row = Example("f:1", "Once upon a time " * 20 + "there was a question?", label=0, choices=("yes", "no"))
+    side = stories.truncation_side
+    for encode in (encode_beside, encode_after):
+        (made,) = encode([row], stories, 24, True)
+        assert made.truncated > 0
+        assert stories.decode(made.input_ids).rstrip("</s>").endswith("was a question?")
+    assert stories.truncation_side == side
 
 
 def test_the_templates_are_shipped():
