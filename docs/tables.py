@@ -242,6 +242,44 @@ def cached() -> str:
     return markdown(["recipe", "without", "first, writing", "second", "times as fast", "a row"], rows)
 
 
+def tfew() -> str:
+    """T-Few's ablation: accuracy of each way on each task, the mean over tasks beside (IA)3's with its interval."""
+    found = dict(result("tfew")["summary"])
+    whole = found.pop("all")
+    ways = list(dict.fromkeys(way for task in found.values() for way in task if isinstance(task[way], dict)))
+    rows = [[way, *(f"{task[way]['accuracy']:.1%}" if way in task else "" for task in found.values())] for way in ways]
+    for row in rows:
+        cell = whole.get(row[0], {})
+        pair = [f"{100 * v:+.1f}" for v in (cell["to_ia3"], *cell["interval"])] if "to_ia3" in cell else []
+        row += [f"{cell['accuracy']:.1%}" if cell else "", f"{pair[0]} ({pair[1]} to {pair[2]})" if pair else ""]
+    rows += [[n, *(f"{task[n]:.1%}" for task in found.values()), "", ""] for n in ("chance", "commonest")]
+    return markdown(["", *found, "mean", "to IA3, points"], rows)
+
+
+def compared() -> str:
+    """What needs no tuning beside what was tuned: means over seeds, and the difference on the rows of each seed."""
+    from featherweight.baselines.comparison import size, work
+
+    rows = []
+    for cell, found in result("compare")["summary"].items():
+        for name, line in found.get("lines", {}).items():
+            gaps = [[100 * g["difference"], *(100 * v for v in g["interval"])] for g in line.get("to_best_untuned", [])]
+            back = [n if isinstance(n, str) else f"{max(n, 1):,}" for n in line["pays_back"] if n is not None]
+            shown = "; ".join(f"{gap:+.1f} ({low:+.1f} to {high:+.1f})" for gap, low, high in gaps)
+            costs = [work(line["training_flops"]), work(line["query_flops"]), size(round(line["disk_bytes"]))]
+            rows.append([cell, name, f"{line['score']:.1%} ({found['seeds']})", shown, *costs, ", ".join(back)])
+    head = ["base, set", "", "accuracy (seeds)", "to the best untuned, points (95 %), by seed", "training FLOPs",
+            "FLOPs a query", "disk", "pays back at query"]  # fmt: skip
+    return markdown(head, rows)
+
+
+def rivals() -> str:
+    """The papers' own figures."""
+    from featherweight.baselines.published import TABLES as PUBLISHED
+
+    return "\n\n".join(f"{t.title}:\n\n{markdown(t.cells[0], t.cells[1:])}" for t in PUBLISHED)
+
+
 def retrieval() -> str:
     """banking77 as retrieval: means over seeds, and the gain over the untouched encoder."""
     rows = []
@@ -273,7 +311,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": methods, "step": step, "startup": startup, "demo": demo, "run": run, "quality": quality,
     "serving": serving, "files": files, "dora": dora, "ordering": ordering, "kernels": kernels, "qlora": qlora,
     "claims": claims, "planned": planned, "published": published, "distilled": distilled, "students": students,
-    "cached": cached,
+    "cached": cached, "tfew": tfew, "compared": compared, "rivals": rivals,
 }  # fmt: skip
 
 
