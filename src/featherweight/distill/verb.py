@@ -37,16 +37,14 @@ def distill(student: Any, teacher: Any, data: Any, recipe: Recipe | None = None,
             context: str = "", cache: TeacherCache | str | Path | None = None, **values: Any) -> Run:  # fmt: skip
     """Train `student` on `data` by `recipe`, with `teacher` frozen and in eval mode beside it.
 
-    student: a live model.
-    teacher: a live model over the same tokenizer, which may be quantized or have adapters on; it is not changed, and
-    while the run lasts it is on the student's device. Or the student's own model with other adapters on, so that there
-    is no second one in memory: their name, several names, or None for the bare base.
+    teacher: a live model over the student's tokenizer, which may be quantized or have adapters on; it is not changed,
+    and while the run lasts it is on the student's device. Or the student's own model with other adapters on, so that
+    there is no second one in memory: their name, several names, or None for the bare base.
+    data: what `fw.train` takes; without labels too, and without answers where a recipe lets a model write them all.
     recipe: KD() by default; DistilBERT(), TinyBERT("layers") and then TinyBERT("prediction"), MiniLM(), GKD().
     task: what a batch means; by default the student's, the teacher's, else what the data's shape asks for.
     method, name: Full() where nothing is attached to the student; an adapter-only student takes any other.
     tokenizer: of both; by default the student's, else the teacher's.
-    data: what `fw.train` takes; without labels too where the teacher's stand for them, and without answers where a
-    recipe lets a model write them all.
     context: a text that the teacher reads in front of every prompt and the student does not.
     cache: where the teacher's outputs are kept on disk, computed once: a folder, or a TeacherCache with options.
     values: everything else that `fw.train` takes.
