@@ -18,7 +18,7 @@ from zlib import crc32
 from texts import DEV, jsonl, reasoning, table, texts
 
 HELD_OUT = ("rte", "cb", "anli", "copa", "hellaswag", "winogrande", "wsc", "wic", "story_cloze")
-LONGEST = 480  # characters of a text inside of a prompt
+LONGEST = 240  # characters of a text inside of a prompt
 YES = ("yes", "no")
 
 

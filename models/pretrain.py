@@ -27,11 +27,15 @@ LENGTH = 128
 SHARED = {"seed": SEED, "batch": 16, "warmup": 0.05, "precision": "bf16", "best": False, "log": 50,
           "keep": 1, "eval_every": 250, "checkpoint_every": 250}  # fmt: skip
 PHASES: dict[str, dict[str, dict[str, Any]]] = {
-    "bert": {"texts": {"task": fw.MaskedLM(rate=0.25), "steps": 2000, "lr": 1e-3, "decay": 0.01, "length": LENGTH}},
+    "bert": {
+        "texts": {"task": fw.MaskedLM(rate=0.25), "steps": 2000, "lr": 1e-3, "decay": 0.01, "length": LENGTH},
+        "again": {"task": fw.MaskedLM(rate=0.25), "steps": 1500, "lr": 1e-3, "decay": 0.01, "length": LENGTH, "seed": 1},
+    },
     "t5": {
         "texts": {"task": fw.SpanCorruption(density=0.25), "steps": 1300, "lr": 1e-2, "optimizer": "adafactor",
                   "length": LENGTH},
-        "prompts": {"task": fw.Seq2Seq(), "steps": 1500, "lr": 1e-2, "optimizer": "adafactor", "length": 256},
+        "prompts": {"task": fw.Seq2Seq(), "steps": 1100, "lr": 1e-2, "optimizer": "adafactor",
+                    "length": LENGTH, "buckets": False},
     },
 }  # fmt: skip
 
@@ -71,7 +75,7 @@ def phase(name: str, which: str, model: shapes.Model, tokenizer: shapes.Words, d
     done = work / which / "model"
     if not (done / "config.json").is_file():
         settings = {**SHARED, **PHASES[name][which]}
-        rows = {"texts": read, "prompts": prompts}[which](data, tokenizer)
+        rows = (prompts if which == "prompts" else read)(data, tokenizer)
         print(f"{name}, {which}: {len(rows['train'])} rows, {model.num_parameters():,} parameters", flush=True)
         fw.train(model, rows, settings.pop("task"), output=work / which, method=fw.Full(), tokenizer=tokenizer,
                  resume=True, **settings)  # fmt: skip

@@ -98,7 +98,7 @@ def of_t5(model: shapes.Model, tokenizer: shapes.Words, data: Path) -> Figures:
             "unigram_bits": round(surprise(hidden(task, model, rows, tokenizer), common), 3),
         }
     asked: dict[str, list[Item]] = {}
-    for item in Mixture(data, "valid").items(4000, 1):
+    for item in Mixture(data, "valid").items(2000, 1):
         asked.setdefault(item.task, []).append(item)
     metrics = {"place": "exact", "details": "exact", "describe": "bleu"}
     shown = [asked[name][0].prompt for name in ("describe", "place", "solve", "instruct")]
