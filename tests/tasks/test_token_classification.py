@@ -66,6 +66,33 @@ def test_every_string_of_tags_falls_into_runs():
         assert all(not tags[i].startswith(("E", "S")) for _, a, b in found for i in range(a, b))
 
 
+STARTS = {"BB", "IB", "OB", "OI", "EE", "EI", "OE"}  # conlleval's tables: the letter before, the letter here
+ENDS = {"BB", "BO", "IB", "IO", "EE", "EI", "EO"}
+
+
+def by_tables(tags):
+    found, start, before, kind = [], None, "O", ""
+    for i, tag in enumerate([*tags, "O"]):
+        letter, of = tag[0], tag[2:]
+        other = of != kind
+        if start is not None and (before + letter in ENDS or (before != "O" and other)):
+            found.append((kind, start, i - 1))
+            start = None
+        if before + letter in STARTS or (letter != "O" and other):
+            start = i
+        before, kind = letter, of
+    return found
+
+
+@pytest.mark.parametrize("letters", ["BI", "IE"])
+def test_entities_are_those_of_conllevals_tables(letters):
+    """All strings of up to five tags of two types."""
+    alphabet = ["O", *(f"{letter}-{of}" for letter in letters for of in "XY")]
+    for length in range(1, 6):
+        for tags in product(alphabet, repeat=length):
+            assert entities(tags) == by_tables(tags), tags
+
+
 def test_words_and_their_first_tokens(minilm_tokenizer, stories_tokenizer):
     for tokenizer, first in ((minilm_tokenizer, "wolfgang"), (stories_tokenizer, "▁")):
         (groups,) = words_of([["Wolfgang", ",", "lives", "\u00ad", "here"]], tokenizer)
