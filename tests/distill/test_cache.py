@@ -245,6 +245,34 @@ def test_what_does_not_matter_may_change(teacher: Any, rows: Any, tmp_path: Path
     assert counted.rows == 1
 
 
+def test_a_model_that_teaches_itself(teacher: Any, rows: Any, tmp_path: Path) -> None:
+    """The bare base teaches an adapter on it: what trains is no part of the cache's key, what teaches is."""
+    model = deepcopy(teacher)
+    model.tokenizer = teacher.tokenizer
+    given: dict[str, Any] = {"method": fw.LoRA(rank=2), "epochs": 2, "batch": 8, "lr": 1e-2, "log": 1}
+    losses = []
+    for number, cache in enumerate((None, tmp_path / "c", tmp_path / "c")):
+        history = fw.distill(model, None, rows, fw.KD(), name=f"n{number}", cache=cache, **given).history
+        losses.append([line["loss"] for line in history if "loss" in line])
+        fw.switch(model, None)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] == losses[1]
+    fw.attach(model, fw.LoRA(rank=2, init="gaussian"), "other", train=False)
+    fw.switch(model, None)
+    with pytest.raises(InputError, match="made with another teacher"):
+        fw.distill(model, "other", rows, fw.KD(), name="last", cache=tmp_path / "c", **given)
+
+
+def test_what_the_teacher_alone_reads_counts(tokenizer: Any, rows: Any, tmp_path: Path) -> None:
+    writer = llama()
+    writer.tokenizer = tokenizer
+    asked = [{"prompt": r["text"], "completion": " good bad"} for r in rows]
+    live = run(writer, asked, fw.KD(), context="thai inn")
+    assert run(writer, asked, fw.KD(), context="thai inn", cache=tmp_path / "c") == pytest.approx(live, rel=1e-5)
+    with pytest.raises(InputError, match="made with another teacher"):
+        run(writer, asked, fw.KD(), context="thai pub", cache=tmp_path / "c")
+
+
 # --- crashes, damage, disks
 
 
