@@ -169,4 +169,4 @@ def several(given: Any, values: Mapping[str, Value], problems: list[Problem]) ->
 def default_output(data: Any) -> str:
     """out/<name of the data>."""
     one = data if isinstance(data, str) else next(iter(data.values() if isinstance(data, dict) else data))
-    return str(Path("out") / Path(str(one).split(",")[0].split(":")[0]).stem)
+    return str(Path("out") / Path(str(one).split(",")[0].split(":")[0]).stem.replace("{seed}", "seeds"))
