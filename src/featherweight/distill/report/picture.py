@@ -55,7 +55,8 @@ def disks(axes: Any, report: DistillReport, batch: int) -> None:
         area = LARGEST * m.parameters / most
         axes.scatter([x], [y], s=area, color=COLORS[name], alpha=0.85, linewidths=0)
         axes.scatter([x], [y], s=area * m.embedding / m.parameters, color="white", alpha=0.55, linewidths=0)
-        below = name != "teacher" and any(y < other for n, other in near if n != name)
+        others = [other for n, other in near if n != name and name != "teacher"]
+        below = any(y < other or (y == other and name != "student") for other in others)
         side = -1 if below else 1  # student and control are as fast: the lower one's label goes below
         axes.annotate(f"{name}  {y:.3g}  {m.parameters / 1e6:.3g} M", (x, y), xytext=(0, side * (area**0.5 / 2 + 7)),
                       textcoords="offset points", ha="center", va="center", fontsize=9)  # fmt: skip
