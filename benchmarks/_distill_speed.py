@@ -72,8 +72,9 @@ def cached_epochs(repeats: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
 
             def epoch(where: Any, seed: int, recipe: Any = recipe, layers: int = layers) -> float:
-                run = fw.distill(fw.student(model, layers=layers), model, rows, recipe, job.task, method=job.method, epochs=1,
-                                 batch=16, lr=1e-4, length=LENGTH, seed=seed, best=False, cache=where)  # fmt: skip
+                made = fw.student(model, layers=layers)
+                run = fw.distill(made, model, rows, recipe, job.task, method=job.method, epochs=1, batch=16, lr=1e-4,
+                                 length=LENGTH, seed=seed, best=False, cache=where)  # fmt: skip
                 return run.seconds
 
             times: dict[str, list[float]] = {"first": [epoch(folder, 0)], "without": [], "second": []}
