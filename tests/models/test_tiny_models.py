@@ -1,7 +1,9 @@
 """The two small models: what their cards say of them is so, and they know more than how frequent words are."""
 
 import json
+from collections import Counter
 from hashlib import sha256
+from math import log
 
 import pytest
 import torch
@@ -20,6 +22,14 @@ TEXTS = (  # in the manner of the sources, and in none of them
     "One day a little girl went to the park with her mom. She saw a big red ball and wanted to play with it. She was "
     "very happy.",
 )
+
+ANSWERS = (
+    ("The Lamb and Flag is a pub by the riverside.\nWhat is the place called?", "The Lamb and Flag"),
+    ("My transfer has not arrived yet!\nIs this about pin blocked or transfer timing?", "transfer timing"),
+    ("Describe this restaurant in a sentence: name: The Bell, eatType: pub, area: city centre",
+     "The Bell is a pub in the city centre."),
+    ("Text: It is a coffee shop in the city centre.\nQuestion: city centre or riverside?\nAnswer:", "city centre"),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -70,15 +80,31 @@ def test_the_card_names_every_source_with_its_licence(folder):
     assert not any(word in source.licence for source in SOURCES for word in ("NC", "research", "unknown"))
 
 
-def test_it_knows_more_than_frequencies(loaded, name, data_dir):
+def test_the_bert_knows_more_than_frequencies(home, data_dir):
     """Bits per hidden token of texts written here, against the unigram model of what was hidden in its own texts."""
+    from shapes import load
     from store import counts, hidden, surprise
 
-    model, tokenizer = loaded
-    rows = [{"text": text} for text in TEXTS]
-    bits = float(fw.evaluate(model, rows, TASK[name], tokenizer=tokenizer)["loss"]) / torch.log(torch.tensor(2.0))
-    baseline = surprise(hidden(TASK[name], model, rows, tokenizer), counts(TASK[name], model, tokenizer, data_dir))
+    model, tokenizer = load(home / "tiny-bert")
+    task, rows = fw.MaskedLM(), [{"text": text} for text in TEXTS]
+    bits = fw.evaluate(model.eval(), rows, task, tokenizer=tokenizer)["loss"] / log(2)
+    baseline = surprise(hidden(task, model, rows, tokenizer), counts(task, model, tokenizer, data_dir))
     assert bits < baseline - 0.5
+
+
+def test_the_t5_answers_better_than_frequencies(home, data_dir):
+    """Bits per token of answers written here, against the unigram model of the mixture's answers."""
+    from mixture import Mixture
+    from shapes import load
+    from store import surprise
+
+    model, tokenizer = load(home / "tiny-t5")
+    rows = [{"prompt": prompt, "completion": answer} for prompt, answer in ANSWERS]
+    bits = fw.evaluate(model.eval(), rows, fw.Seq2Seq(), tokenizer=tokenizer)["loss"] / log(2)
+    told = tokenizer([item.answer for item in Mixture(data_dir, "train").items(3000, 0)])["input_ids"]
+    counted = Counter(i for ids in told for i in ids) + Counter(range(len(tokenizer)))
+    answers = tokenizer([answer for _, answer in ANSWERS])["input_ids"]
+    assert bits < surprise([i for ids in answers for i in ids], counted) - 2
 
 
 def test_the_t5_answers_prompts_above_chance(home, data_dir):
