@@ -180,3 +180,15 @@ def test_what_does_not_fit_is_refused(minilm_tokenizer):
     assert fw.QuestionAnswering().fit(ROWS[:2]).empty is False
     with pytest.raises(InputError, match="no answers in a training row"):
         fw.QuestionAnswering().fit([Example("f:1", "q", CONTEXT)])
+
+
+def test_a_model_made_for_it_needs_no_task(model):
+    from transformers import BertConfig, BertForMultipleChoice, BertForTokenClassification
+
+    from featherweight.evaluate.setting import task_of_model
+
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = BertConfig(vocab_size=9, **shape)
+    assert isinstance(task_of_model(model), fw.QuestionAnswering)
+    assert isinstance(task_of_model(BertForTokenClassification(config)), fw.TokenClassification)
+    assert isinstance(task_of_model(BertForMultipleChoice(config)), fw.MultipleChoice)

@@ -18,6 +18,7 @@ from featherweight.data.types import Row, Rows
 
 SUFFIXES = (".conll", ".iob", ".bio")
 TAG = re.compile(r"O|[BIESLU]-\S+")
+LINE = re.compile(r"^.*\S.*$", re.MULTILINE)
 START = "-DOCSTART-"
 Line = tuple[int, list[str]]
 
@@ -30,10 +31,16 @@ def columns_of(line: str) -> list[str]:
 def looks_so(text: str) -> bool:
     """Whether a plain text is a CoNLL file: every line equally many columns, two at least, the last one a tag, and
     one of them begins or continues something."""
-    lines = [columns_of(line) for line in text.split("\n") if line.strip() and not line.startswith(START)]
-    if len({len(line) for line in lines}) != 1 or len(lines[0]) < 2:
-        return False
-    return all(TAG.fullmatch(line[-1]) for line in lines) and any(line[-1] != "O" for line in lines)
+    wide, tagged = 0, False
+    for match in LINE.finditer(text):
+        columns = columns_of(match[0])
+        if match[0].startswith(START):
+            continue
+        wide = wide or len(columns)
+        if wide < 2 or len(columns) != wide or not TAG.fullmatch(columns[-1]):
+            return False
+        tagged = tagged or columns[-1] != "O"
+    return tagged
 
 
 def read_conll(path: Path, text: str) -> Rows:
