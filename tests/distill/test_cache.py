@@ -13,7 +13,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from support.distilling import SIZE, WORDS, bert, llama
+from support.distilling import SIZE, WORDS, bert, llama, prompts
 
 import featherweight as fw
 from featherweight.core.errors import FeatherweightError, InputError
@@ -263,14 +263,13 @@ def test_a_model_that_teaches_itself(teacher: Any, rows: Any, tmp_path: Path) ->
         fw.distill(model, "other", rows, fw.KD(), name="last", cache=tmp_path / "c", **given)
 
 
-def test_what_the_teacher_alone_reads_counts(tokenizer: Any, rows: Any, tmp_path: Path) -> None:
+def test_what_the_teacher_alone_reads_counts(tokenizer: Any, tmp_path: Path) -> None:
     writer = llama()
     writer.tokenizer = tokenizer
-    asked = [{"prompt": r["text"], "completion": " good bad"} for r in rows]
-    live = run(writer, asked, fw.KD(), context="thai inn")
-    assert run(writer, asked, fw.KD(), context="thai inn", cache=tmp_path / "c") == pytest.approx(live, rel=1e-5)
+    live = run(writer, prompts(), fw.KD(), context="warm cold ")
+    assert run(writer, prompts(), fw.KD(), context="warm cold ", cache=tmp_path / "c") == pytest.approx(live, rel=1e-5)
     with pytest.raises(InputError, match="made with another teacher"):
-        run(writer, asked, fw.KD(), context="thai pub", cache=tmp_path / "c")
+        run(writer, prompts(), fw.KD(), context="warm slow ", cache=tmp_path / "c")
 
 
 # --- crashes, damage, disks
