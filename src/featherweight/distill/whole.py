@@ -65,10 +65,10 @@ def whole(folder: Path, student: Any, teacher: Any, data: Data, stages: Sequence
     cache: its folder is made one for each stage where there are several. values: what `fw.train` takes.
     """
     plain = method is None
-    alone = deepcopy(student) if control else None
     if not plain:
         written(student, folder / STUDENT)
         student.name_or_path = str(folder / STUDENT)
+    alone = deepcopy(student) if control else None
     runs: dict[str, Run] = {}
     for number, stage in enumerate(stages):
         say(f"stage {number + 1} of {len(stages)}: {stage.recipe!r}, in {folder / stage.name}")
