@@ -31,12 +31,12 @@ RUNS: dict[str, tuple[str | None, float, dict[str, float]]] = {
     "IA3, no L_UL": ("IA3", 3e-3, {"unlikelihood": 0.0}),
     "IA3, no L_LN": ("IA3", 3e-3, {"normalized": 0.0}),
     "IA3, neither": ("IA3", 3e-3, {"unlikelihood": 0.0, "normalized": 0.0}),
-    "IA3, pre-trained": ("IA3", 3e-3, {}),
     "LoRA": ("LoRA", 3e-3, {}),
     "prompt tuning": ("Prompt", 0.3, {}),
     "all weights": ("Full", 1e-3, {}),
     "in context": (None, 0.0, {}),
     "untouched": (None, 0.0, {}),
+    "IA3, pre-trained": ("IA3", 3e-3, {}),
 }
 OPTIONS: dict[str, dict[str, Any]] = {"LoRA": {"rank": 4}, "Prompt": {"tokens": 10}}
 
@@ -52,10 +52,10 @@ def one(base: Any, label: str, seed: int, train: Rows, test: Rows, start: Path) 
     if kind is not None:
         method = getattr(fw, kind)(**OPTIONS.get(kind, {}))
         if label == "IA3, pre-trained":
-            fw.load(model, start, train=True)
+            fw.load(model, started(base, start), train=True)
             method = None
         fw.train(model, train, task, recipe="tfew", method=method, steps=STEPS, warmup=WARMUP, lr=rate, seed=seed,
-                 length=LENGTH, tokenizer=base.tokenizer)  # fmt: skip
+                 length=LENGTH, buckets=False, tokenizer=base.tokenizer)  # fmt: skip
     right = [int(r["label"]) for r in rows_of(test)]
     said = fw.predict(model, test, fw.Seq2SeqChoices(), tokenizer=base.tokenizer, length=LENGTH)
     return "".join(str(int(a["label"] == b)) for a, b in zip(said, right, strict=True))
@@ -76,7 +76,8 @@ def started(base: Any, folder: Path) -> Path:
         items = [i for i in Mixture(_paired.DATA, "train").items(9000, 2) if i.choices][:4800]
         rows = [{"text": i.prompt, "choices": list(i.choices), "label": i.choices.index(i.answer)} for i in items]
         fw.train(copy.deepcopy(base), rows, fw.Seq2SeqChoices(), recipe="tfew", method=fw.IA3(), steps=300, batch=16,
-                 warmup=18, length=LENGTH, tokenizer=base.tokenizer, output=folder, resume=folder.is_dir())  # fmt: skip
+                 warmup=18, length=LENGTH, buckets=False, tokenizer=base.tokenizer, output=folder,
+                 resume=folder.is_dir())  # fmt: skip
     return folder
 
 
@@ -141,7 +142,7 @@ def main() -> None:
     digest = json.loads((MODEL / "record.json").read_text())["sha256"]
     stored = _paired.load("tfew")
     runs = stored.get("runs", {}) if stored.get("model") == digest else {}
-    start = started(base, options.work / digest[:12])
+    start = options.work / digest[:12]
     for seed in SEEDS:
         for name in [t for t in TASKS if options.only in t]:
             train, test = TASKS[name](seed)
