@@ -31,6 +31,9 @@ def minilm(minilm_dir):
     return AutoModel.from_pretrained(minilm_dir).eval()
 
 
+ROWS_IN_DICTS = rows_of(ROWS)
+
+
 def fresh(model):
     return deepcopy(model)
 
@@ -160,6 +163,27 @@ def test_training_on_pairs_of_one_intent(minilm_dir, minilm_tokenizer, data_dir,
     found = fw.predict(model, ["my card is lost"], fw.Embedding(), tokenizer=minilm_tokenizer)[0]["embedding"]
     assert len(found) == 384
     assert sum(v * v for v in found) == pytest.approx(1, abs=1e-5)
+
+
+METHODS = [fw.LoRA(rank=2), fw.IA3(), fw.BitFit(), fw.Houlsby(bottleneck=2), fw.Prefix(tokens=2), fw.Prompt(tokens=2),
+           fw.Compacter(bottleneck=4), fw.Full()]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
+def test_any_method_trains_an_encoder(method, minilm_tokenizer):
+    """Each brings the positives nearer, and leaves the base's vectors when it is switched off."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(vocab_size=30522, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                                 intermediate_size=48)).eval()  # fmt: skip
+    model.tokenizer = minilm_tokenizer
+    start, base = fw.evaluate(model, ROWS, fw.Embedding()).loss, fw.embed(model, ["my card"])
+    fw.train(model, ROWS_IN_DICTS, fw.Embedding(chunk=2), method=method, name="a", steps=12, batch=3, lr=3 * method.lr)
+    assert fw.evaluate(model, ROWS, fw.Embedding()).loss < start
+    with fw.switch(model, None):
+        assert np.array_equal(fw.embed(model, ["my card"]), base)
+    assert not np.array_equal(fw.embed(model, ["my card"]), base)
 
 
 def test_batches_are_not_cut_into_micro_batches(minilm_tokenizer):

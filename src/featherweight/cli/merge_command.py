@@ -1,7 +1,7 @@
 """`fw merge`: an adapter folded into its base, as a plain model folder that needs no adapter library."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,13 +47,19 @@ def command(
     plain.save_pretrained(output)
     if tokenizer is not None:
         tokenizer.save_pretrained(output)
-    for name, content in (task.companions(plain) if task is not None else {}).items():
-        (output / name).parent.mkdir(exist_ok=True)
-        (output / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if task is not None:
+        write(output, task.companions(plain))
     data: dict[str, Any] = {"output": str(output), "parameters": trainable(plain).total}
     if requantize:
         data["requantized"] = plain.merge_report.to_dict()
     return Shown(data, tuple(lines(plain, data, held, requantize)))
+
+
+def write(output: Path, files: Mapping[str, Any]) -> None:
+    """JSON by name into the folder."""
+    for name, content in files.items():
+        (output / name).parent.mkdir(exist_ok=True)
+        (output / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def lines(plain: Any, data: dict[str, Any], held: Sequence[Any], requantize: bool) -> Iterator[str]:

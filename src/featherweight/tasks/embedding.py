@@ -159,12 +159,16 @@ def embedded(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     wide = int(mask.sum(1).max())
     if bool(mask[:, :wide].sum() == mask.sum()):
         ids, mask = ids[:, :wide], mask[:, :wide]
-    states = getattr(model(input_ids=ids, attention_mask=mask), "last_hidden_state", None)
+    out = model(input_ids=ids, attention_mask=mask)
+    states, pooled = (getattr(out, name, None) for name in ("last_hidden_state", "pooler_output"))
     if states is None:
         fix = "load it for this task: fw.load_base(path, fw.Embedding())"
         raise InputError(Problem("the model gives no states to embed by", "model", "an encoder without a head",
                                  type(model).__name__, fix))  # fmt: skip
-    return normalize(mean(states.to(torch.promote_types(states.dtype, torch.float32)), mask), dim=-1)
+    vectors = normalize(mean(states.to(torch.promote_types(states.dtype, torch.float32)), mask), dim=-1)
+    if pooled is not None and pooled.requires_grad:
+        vectors = vectors + 0 * pooled.sum()  # nobody reads the pooler; methods that train everything train it too
+    return vectors
 
 
 def related(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
