@@ -143,8 +143,8 @@ def main() -> None:
     stored = _paired.load("tfew")
     runs = stored.get("runs", {}) if stored.get("model") == digest else {}
     start = options.work / digest[:12]
-    for seed in SEEDS:
-        for name in [t for t in TASKS if options.only in t]:
+    for name in [t for t in TASKS if options.only in t]:
+        for seed in SEEDS:
             train, test = TASKS[name](seed)
             mine = runs.setdefault(name, described(test))
             for label in [way for way in RUNS if options.way in way]:
