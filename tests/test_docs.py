@@ -193,6 +193,58 @@ def test_the_guide_to_few_shots_runs(
     assert space["again"].summary["training loss"].iqr >= 0
 
 
+def test_the_guide_to_embeddings_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its commands in order on messages with their labels, training cut to two steps; then its Python."""
+    import numpy as np
+
+    from featherweight.cli.main import main
+
+    page = (ROOT / "docs" / "embeddings.md").read_text()
+    monkeypatch.chdir(folder)
+    rows = [json.loads(line) for line in (folder / "messages.jsonl").read_text().splitlines()][:40]
+    (folder / "labelled.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (code,) = blocks("sh", page)
+    for line in code.splitlines():
+        short = line.replace("--epochs 1 --batch 64", "--steps 2 --batch 4").replace("labelled.csv", "labelled.jsonl")
+        place = short.replace("MODEL", MODEL).replace("out/", "vectors/")
+        assert main(shlex.split(place)[1:]) == 0, (place, capsys.readouterr().err)
+    assert np.load(folder / "vectors.npy").shape == (2, 384)
+    assert (folder / "vectors" / "plain" / "modules.json").exists()
+    (python,) = blocks("python", page)
+    space: dict[str, Any] = {"MODEL": MODEL}
+    exec(compile(python, "docs/embeddings.md", "exec"), space)
+    assert space["nearest"].shape == (2, 2)
+
+
+def test_the_guide_to_choices_runs(
+    folder: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its two rows, and its commands on a real decoder and on a tiny masked language model."""
+    import transformers
+
+    from featherweight.cli.main import main
+
+    page = (ROOT / "docs" / "choices.md").read_text()
+    monkeypatch.chdir(folder)
+    (rows,) = blocks("json", page)
+    for name, row in zip(("rows", "slots"), rows.splitlines(), strict=True):
+        (folder / f"{name}.jsonl").write_text(f"{row}\n{row}\n")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL)
+    config = transformers.BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1,
+                                     num_attention_heads=4, intermediate_size=48)  # fmt: skip
+    transformers.BertForMaskedLM(config).save_pretrained(folder / "masked")
+    tokenizer.save_pretrained(folder / "masked")
+    (code,) = blocks("sh", page)
+    for line in code.splitlines():
+        place = (
+            line.replace("LM ", f"{data_dir}/stories260k/hf ").replace("MASKED", "masked").replace("out/", "picked/")
+        )
+        assert main(shlex.split(place)[1:]) == 0, (place, capsys.readouterr().err)
+    assert (folder / "picked" / "slots" / "adapter_config.json").exists()
+
+
 @pytest.fixture(scope="module")
 def tables() -> Any:
     spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
