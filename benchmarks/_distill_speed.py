@@ -32,7 +32,7 @@ def sizes(model: Any) -> dict[str, int]:
 def speed(rounds: int) -> dict[str, Any]:
     """Of each job: sizes of teacher and student, and how many times as fast the student is, at some batch sizes."""
     found: dict[str, Any] = {}
-    for job in JOBS:
+    for job in JOBS[:2]:  # the third has the first's shape
         model = (
             _real.writer("stories", 0)[0] if job.words else _real.classifier(job.data, 0)[0]
         )  # weights are no matter
