@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.core import state as core
+from featherweight.core.errors import InputError, Problem
 from featherweight.core.switch import switch_of
 from featherweight.kernels import fuse
 from featherweight.plan.live import Live
@@ -100,7 +101,10 @@ def expect(model: nn.Module) -> None:
 
 
 def inputs(model: nn.Module, task: Task, batch: int, length: int) -> dict[str, Tensor]:
-    """A batch of the task's shape."""
+    """A batch of the task's shape. Raises InputError for a task whose rows are more than ids and labels."""
+    if not task.flat:
+        fix = "plan the trunk's share with --task classification"
+        raise InputError(Problem("no row of this task can be made up", "task", "ids with labels", repr(task), fix))
     ids = torch.zeros(batch, length, dtype=torch.long)
     rows = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     per_token = task.auto in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")

@@ -32,6 +32,7 @@ class MultipleChoice(Task):
     auto: ClassVar[str] = "AutoModelForMultipleChoice"
     shapes: ClassVar[tuple[str, ...]] = ("choices",)
     best: ClassVar[tuple[str, bool]] = ("accuracy", True)
+    flat: ClassVar[bool] = False
 
     def fit(self, examples: Sequence[Example]) -> Self:
         raise_all(Problem("no answer in a training row", e.where, "a label") for e in examples if e.label is None)

@@ -53,6 +53,7 @@ class QuestionAnswering(Task):
     auto: ClassVar[str] = "AutoModelForQuestionAnswering"
     shapes: ClassVar[tuple[str, ...]] = ("spans",)
     best: ClassVar[tuple[str, bool]] = ("f1", True)
+    flat: ClassVar[bool] = False
 
     def fit(self, examples: Sequence[Example]) -> Self:
         raise_all(Problem("no answers in a training row", e.where, "answers") for e in examples if e.label is None)

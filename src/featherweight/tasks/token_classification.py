@@ -40,6 +40,7 @@ class TokenClassification(Task):
     auto: ClassVar[str] = "AutoModelForTokenClassification"
     shapes: ClassVar[tuple[str, ...]] = ("tokens",)
     best: ClassVar[tuple[str, bool]] = ("f1", True)
+    flat: ClassVar[bool] = False
 
     def fit(self, examples: Sequence[Example]) -> Self:
         raise_all(Problem("no tags in a training row", e.where, "a tag per word") for e in examples if e.label is None)
