@@ -127,6 +127,19 @@ def test_choices_of_their_own(t5):
     assert found.rows == 2
 
 
+def test_templates_write_both_sets(llama, tmp_path):
+    """Ours or one's own; the figures are those of the rows written by hand."""
+    (tmp_path / "labels.json").write_text('{"no": 0, "yes": 1}', encoding="utf-8")
+    (tmp_path / "said.jinja").write_text("{% set choices = ['bad', 'good'] %}{{ word }} :", encoding="utf-8")
+    made = [[{"word": w, "label": "yes" if w in "aceg" else "no"} for w in part] for part in ("abcdef", "ghxy")]
+    found = fw.compare(llama, *made, template=str(tmp_path), shots=[0, 2])
+    plain = [rows(*(f"{w} :" for w in part), answers="".join(str(int(w in "aceg")) for w in part))
+             for part in ("abcdef", "ghxy")]  # fmt: skip
+    by_hand = fw.compare(llama, *plain, shots=[0, 2])
+    assert [x.values for x in found.lines] == [x.values for x in by_hand.lines]
+    assert found["2-shot, random"].query == by_hand["2-shot, random"].query
+
+
 def test_rows_are_drawn_by_seed(llama):
     made = [fw.compare(llama, TRAIN, TEST, shots=[0], rows=5, seed=s).lines[0].values for s in (1, *range(1, 9))]
     assert made[0] == made[1]

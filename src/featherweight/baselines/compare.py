@@ -27,7 +27,7 @@ SHOTS = (0, 4, 16)
 def compare(
     model: Any, train: Any, test: Any, *, adapters: Sequence[Any] | Mapping[Any, Any] = (),
     shots: Sequence[int] | None = None, select: Sequence[str] | None = None, embedder: Any = None,
-    templates: str | None = None, prompt: str = PROMPT, words: Mapping[str, str] | None = None, metric: str = "exact",
+    template: str | None = None, prompt: str = PROMPT, words: Mapping[str, str] | None = None, metric: str = "exact",
     reasoning: bool = False, rows: int | None = None, columns: Any = None, batch: int = 32, length: int | None = None,
     seed: int = 0, **layout: Any,
 ) -> Comparison:  # fmt: skip
@@ -36,12 +36,12 @@ def compare(
 
     adapters: folders of runs, or {folder: its base}. select: "random", "balanced", "nearest" (default: random, and
     nearest where an `embedder` is given); embedder: an encoder's folder or "words" (an encoder as `model` is its own).
-    templates, or templates/one: render both sets by prompt templates (`prompted`); prompt, words: how labels are asked
-    for without (`as_choices`). metric: "exact" or "rouge" for texts; reasoning: texts answer with a rationale.
-    rows: that many of `test`, drawn by `seed`. `layout`: order, separator, instruction and cue of `in_context`.
-    Raises InputError over everything that does not fit.
+    template: a set of prompt templates that writes both sets, set/one, or a folder (`prompted`); prompt, words: how
+    labels are asked for without (`as_choices`). metric: "exact" or "rouge" for texts; reasoning: texts answer with a
+    rationale. rows: that many of `test`, drawn by `seed`. layout: order, separator, instruction and cue of
+    `in_context`. Raises InputError over everything that does not fit.
     """
-    pool, asked, shape = read(train, test, templates, columns)
+    pool, asked, shape = read(train, test, template, columns)
     asked = drawn(asked, rows, seed)
     forms = Forms(pool, asked, shape, prompt, words or {}, metric)
     task = speaking(model, forms, reasoning)
@@ -68,16 +68,15 @@ def in_contexts(model: Any, task: Task, forms: Forms, shots: Sequence[int], ways
     return [contenders.prompted(model, task, forms, k, way, embedder, batch, length, seed, layout) for k, way in cells]
 
 
-def read(train: Any, test: Any, templates: str | None, columns: Any) -> tuple[list[Example], list[Example], str]:
+def read(train: Any, test: Any, template: str | None, columns: Any) -> tuple[list[Example], list[Example], str]:
     """Both sets of rows and their shape. Raises InputError where the two differ in it."""
     sources = [train, test]
-    if templates is not None:
+    if template is not None:
         from featherweight.data.templates import prompted
 
-        name, _, one = templates.partition("/")
-        sources = [prompted(source, name, one or None) for source in sources]
+        sources = [prompted(source, template) for source in sources]
     (_, pool, first), (_, asked, second) = (
-        labelled(source, split, None if templates else columns)
+        labelled(source, split, None if template else columns)
         for source, split in zip(sources, ("train", None), strict=True)
     )
     if first is not None and second is not None and first.name != second.name:

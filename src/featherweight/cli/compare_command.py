@@ -28,7 +28,9 @@ class Prompting:
             "encoder also bears the logistic regression."
         ),
     ] = None
-    templates: Annotated[str | None, Parameter(help="Prompt templates: a set's name, or set/template.")] = None
+    template: Annotated[str | None, Parameter(help="Prompt templates that write the rows: rte, rte/one, a folder.")] = (
+        None
+    )
     prompt: Annotated[str, Parameter(help="How labels are asked for without templates.")] = "{text}\\nLabel:"
     words: Annotated[str | None, Parameter(help="How labels read: 0=bad,1=good.")] = None
     cue: Annotated[str, Parameter(help="Opens every answer: Let's think step by step.")] = ""
