@@ -255,6 +255,14 @@ def test_every_task_of_the_real_suites_is_read(suite, data_dir):
     assert all(0 < len(part.test) <= 20 for job in jobs for parts in job.seeds.values() for part in parts)
 
 
+def test_rafts_tasks_have_the_published_numbers_of_classes(data_dir):
+    """Alex et al. 2021, table 1, as T-Few's paper and the lectures have it; 50 labelled rows each."""
+    classes = dict(zip(RAFT.templates, (2, 77, 2, 3, 2, 3, 2, 2, 2, 2, 2), strict=True))
+    for task, count in classes.items():
+        assert len(numbers_beside(data_dir / "raft" / task / "train.csv")) == count
+        assert len(read(data_dir / "raft" / task / "train.csv")) == 50
+
+
 def test_the_package_is_the_verb():
     assert callable(package)
     assert callable(fw.fewshot)

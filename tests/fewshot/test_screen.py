@@ -47,10 +47,18 @@ def test_another_method_without_a_recipe_and_a_submission(run, t5, raft, tmp_pat
     assert "predictions.csv" in out
     assert "accuracy" not in out  # nothing was scored
     assert "recipe" not in err
+    assert "published" not in out
     config = json.loads(
         (tmp_path / "out" / "twitter_complaints" / "seed-0" / "all" / "adapter_config.json").read_text()
     )
     assert (config["peft_type"], config["r"]) == ("LORA", 2)
+
+
+def test_rafts_published_figures_stand_under_the_table(run, t5, raft, tmp_path):
+    code, out, err = run("fewshot", "raft", t5, raft, "--folds", 2, "--steps", 1, "--output", tmp_path / "out")
+    assert code == 0, err
+    assert "T-Few 75.8, human 73.5, PET 69.6, SetFit 66.9, GPT-3 62.7" in out
+    assert "twitter_complaints" in out
 
 
 def test_t_fews_draws(run, t5, draws, tmp_path):

@@ -40,10 +40,14 @@ def help_screen(more: Sequence[Key]) -> Shown:
 
 def report(suite: str, found: "Figures") -> Shown:
     """The table, what its columns are, and where everything lies."""
-    lines = [*LEGEND, f"figures: {found.output / 'results.json'}"]
+    from featherweight.fewshot import Suite
+
+    others = str(getattr(Suite.known[suite], "published", ""))
+    lines = [*LEGEND, *([others] if others else []), f"figures: {found.output / 'results.json'}"]
     lines += [f"submission: {file}" for file in found.submissions.values()]
     table = (figures(found),) if found.tasks else ()
-    return Shown({"suite": suite, **found.to_dict()}, (*table, *(lines if table else lines[len(LEGEND) :])))
+    told = lines if found.tasks else [line for line in lines if line not in (*LEGEND, others)]
+    return Shown({"suite": suite, **found.to_dict()}, (*table, *told))
 
 
 def figures(found: "Figures") -> Any:

@@ -29,6 +29,9 @@ class RAFT(Suite):
     folds: int = 5
 
     about: ClassVar[str] = "11 tasks of 50 rows, scored by cross-validation; a submission for unlabelled rows"
+    published: ClassVar[str] = (
+        "published, on secret test labels: T-Few 75.8, human 73.5, PET 69.6, SetFit 66.9, GPT-3 62.7 (Liu et al. 2022)"
+    )
     templates: ClassVar[Mapping[str, str]] = {task: task for task in TASKS}
 
     def __post_init__(self) -> None:

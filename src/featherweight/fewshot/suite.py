@@ -32,6 +32,7 @@ class Suite(Noun):
     """Base of every suite. `templates`: the tasks, each with its set of prompt templates."""
 
     about: ClassVar[str] = ""
+    published: ClassVar[str] = ""  # figures of others, to stand beside ours
     templates: ClassVar[Mapping[str, str]] = {}
     folders: ClassVar[Mapping[str, str]] = {}  # of tasks whose folder has another name
 
