@@ -37,6 +37,7 @@ class Pair:
     proven: bool = False
     causal: bool | None = None
     say: Callable[[str], None] | None = None  # until the first step has told what there is to tell
+    memory: list[tuple[Mapping[str, Tensor], Seen]] | None = None  # the last batch, while it is remembered
     notes: dict[str, list[float]] = field(default_factory=dict)
     cache: Any = None  # a TeacherCache: once the run has begun, live
 
@@ -51,11 +52,28 @@ class Pair:
 
     def taught(self, tap: Tap, given: Mapping[str, Tensor], targets: Tensor | None) -> Seen:
         """What the teacher shows of a batch, its logits those of the units: kept, or computed."""
+        if self.memory and same(given, self.memory[0][0]):
+            return self.memory[0][1]
+        seen = self.computed(tap, given, targets)
+        if self.memory is not None:
+            self.memory[:] = [(given, seen)]
+        return seen
+
+    def computed(self, tap: Tap, given: Mapping[str, Tensor], targets: Tensor | None) -> Seen:
         if self.cache is not None:
             return self.cache.taught(tap, given, targets)
         with torch.no_grad():
             seen = tap(given)
         return replace(seen, logits=at_units(seen.logits, targets))
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """While one batch is looked at several times: the teacher looks once."""
+        self.memory = []
+        try:
+            yield
+        finally:
+            self.memory = None
 
     def note(self, name: str, weight: float, summed: Tensor, units: Tensor) -> None:
         """Add a term of one micro-batch to what is known of the step."""
@@ -102,6 +120,10 @@ class Pair:
     def cut(self, logits: Tensor) -> Tensor:
         """The student's logits over the tokens that both know."""
         return logits if self.words is None else logits[..., : self.words]
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(t, other[name]) for name, t in one.items())
 
 
 def at_units(logits: Tensor, targets: Tensor | None) -> Tensor:

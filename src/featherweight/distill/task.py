@@ -107,10 +107,16 @@ class Distilled(Task):
         return self.task.answer(prediction)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        if self.pair is not None and self.pair.say is not None:
-            say, self.pair.say = self.pair.say, None
+        if self.pair is None or self.pair.say is None:
+            return self.summed(model, batch)
+        say, self.pair.say = self.pair.say, None
+        with self.pair.remembering():
             if norms := gradient_norms(self, model, batch):
                 say(told(norms))
+            return self.summed(model, batch)
+
+    def summed(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The recipe's terms, weighted and summed over units, and the units."""
         found, view, units = self.terms(model, batch)
         total = view.student.logits.float().sum() * 0  # what the recipe does not reach gets a gradient of 0, not none
         for name, term in found.items():
