@@ -86,7 +86,7 @@ class SpanCorruption(Task):
             kept, told = split(text, spans(len(text), self.density, self.mean, generator), frame[:-1])
             pairs.append((kept + end, [*told, frame[-1]]))
         device = batch["input_ids"].device
-        pad = int(getattr(inner(model).config, "pad_token_id", None) or 0)  # type: ignore[union-attr]
+        pad = int(getattr(inner(model).config, "pad_token_id", None) or 0)
         inputs, targets = (filled([p[i] for p in pairs], fill).to(device) for i, fill in ((0, pad), (1, IGNORED)))
         mask = filled([[1] * len(kept) for kept, _ in pairs], 0).to(device)
         return inputs, mask, targets
@@ -120,9 +120,10 @@ class SpanCorruption(Task):
 
 def sentinels(tokenizer: Any) -> list[int]:
     """The ids of <extra_id_0>, <extra_id_1> … Raises InputError for a tokenizer without them."""
-    known, found = tokenizer.get_vocab(), []
+    known: dict[str, int] = tokenizer.get_vocab()
+    found: list[int] = []
     while (mark := f"<extra_id_{len(found)}>") in known:
-        found.append(int(known[mark]))
+        found.append(known[mark])
     if not found:
         raise InputError(
             Problem(
