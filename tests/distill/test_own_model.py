@@ -228,13 +228,29 @@ def test_a_system_text_is_the_context_of_a_conversation(tokenizer: Any) -> None:
         edit_of(YES_NO, [Example("rows[0]", text="name")], words, "be warm")
 
 
-def test_a_context_that_runs_together_with_the_prompt(tokenizer: Any) -> None:
+def test_a_context_has_tokens_of_its_own(tokenizer: Any) -> None:
+    """Behind the opening token, and never joined to the prompt's first word."""
     from featherweight.data.types import Example, Turn
     from featherweight.distill.context import edit_of
 
     rows = [Example(f"r{i}", turns=(Turn(t, False), Turn(" good", True))) for i, t in enumerate(("name", "area"))]
+    edit = edit_of(fw.CausalLM(), rows, tokenizer, "pub inn")
+    assert (edit.at, edit.removed, edit.added) == (0, 0, tuple(tokenizer("pub inn")["input_ids"]))
+    assert edit.row([3, 4]) == [*edit.added, 3, 4]
+
+
+def test_a_system_text_that_runs_together_with_the_first_message(tokenizer: Any) -> None:
+    from featherweight.data.types import Example
+    from featherweight.distill.context import edit_of
+
+    joined = deepcopy(tokenizer)
+    joined.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
+    )
+    talks = [Example(f"r{i}", messages=({"role": "user", "content": q}, {"role": "assistant", "content": " good"}))
+             for i, q in enumerate(("name", "area"))]  # fmt: skip
     with pytest.raises(InputError, match=r"r1.*not the same tokens.*line break"):
-        edit_of(fw.CausalLM(), rows, tokenizer, "pubs-and-inns no")
+        edit_of(fw.CausalLM(), talks, joined, "pubs")
 
 
 def test_a_context_that_nothing_reads(tokenizer: Any, rows: Any) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from featherweight.core.errors import InputError, Problem
+from featherweight.data.encode import ids_of, start_ids
 from featherweight.data.types import Example, Turn
 from featherweight.tasks.check import position_limit
 
@@ -87,6 +88,8 @@ def edit_of(task: Any, examples: Sequence[Example], tokenizer: Any, context: str
     theirs = [row.input_ids for row in task.encode_all([told(e, context) for e in examples], tokenizer, None)]
     if mine == theirs:
         raise InputError(Problem("this task does not read a context", "context", got=repr(task)))
+    if not any(e.messages for e in examples):  # joined, many tokenizers would begin a row otherwise
+        return Edit(len(start_ids(tokenizer)), 0, tuple(ids_of(tokenizer, [context])[0]))
     at = min(shared(a, b) for a, b in zip(mine, theirs, strict=True))
     removed = max(len(a) - at - shared(a[at:][::-1], b[at:][::-1]) for a, b in zip(mine, theirs, strict=True))
     added = theirs[0][at : at + removed + len(theirs[0]) - len(mine[0])]
