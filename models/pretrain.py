@@ -33,7 +33,7 @@ PHASES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "t5": {
         "texts": {"task": fw.SpanCorruption(density=0.25), "steps": 1300, "lr": 1e-2, "optimizer": "adafactor",
-                  "length": LENGTH},
+                  "decay": 0.01, "length": LENGTH},
         "prompts": {"task": fw.Seq2Seq(), "steps": 1100, "lr": 1e-2, "optimizer": "adafactor",
                     "length": LENGTH, "buckets": False},
     },
