@@ -29,7 +29,8 @@ SHARED = {"seed": SEED, "batch": 16, "warmup": 0.05, "precision": "bf16", "best"
 PHASES: dict[str, dict[str, dict[str, Any]]] = {
     "bert": {
         "texts": {"task": fw.MaskedLM(rate=0.25), "steps": 2000, "lr": 1e-3, "decay": 0.01, "length": LENGTH},
-        "again": {"task": fw.MaskedLM(rate=0.25), "steps": 1500, "lr": 1e-3, "decay": 0.01, "length": LENGTH, "seed": 1},
+        "again": {"task": fw.MaskedLM(rate=0.25), "steps": 1500, "lr": 1e-3, "decay": 0.01, "length": LENGTH,
+                  "seed": 1},
     },
     "t5": {
         "texts": {"task": fw.SpanCorruption(density=0.25), "steps": 1300, "lr": 1e-2, "optimizer": "adafactor",
