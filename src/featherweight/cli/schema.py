@@ -21,7 +21,7 @@ OWN = (
     Key("model", str, None, "The base: a folder, or a name on the hub."),
     Key("data", str | list[str] | dict[str, Any], None,
         "A file, a folder with train/valid/test, a hub data set, or a.jsonl:0.7,b.jsonl:0.3."),
-    Key("task", str, None, "classification, questionanswering … (docs/tasks.md has all; default: by the data's shape)."),
+    Key("task", str, None, "classification, questionanswering … (all: docs/tasks.md; default: by the data's shape)."),
     Key("method", str, "lora", "Any that `fw methods` lists."),
     Key("quantize", str, None, "Keep the base in this number format: any that `fw quantize` lists, or none."),
     Key("output", str, None, "The folder of the run (default: out/<name of the data>)."),

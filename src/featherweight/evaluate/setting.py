@@ -54,8 +54,8 @@ def task_of(model: nn.Module, task: Task | None, shape: Any = None) -> Task:
 
 def task_of_model(model: nn.Module) -> Task | None:
     """The task that a model's class was made for, None where it has no head of a known kind."""
-    from featherweight.core.host import frozen_class
     from featherweight import tasks
+    from featherweight.core.host import frozen_class
     from featherweight.tasks import CausalLM, Classification, MultiLabel, Regression, Seq2Seq
 
     name = frozen_class(inner(model)).__name__
