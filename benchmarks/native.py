@@ -1,8 +1,8 @@
 """Native kernels against bitsandbytes on a CPU, and against the memory's bandwidth measured in the same rounds.
 
-    python benchmarks/kernels.py                   all cells, about 3 minutes on 2 cores; goes on where it stopped
-    python benchmarks/kernels.py --only gemv       cells whose name contains a word
-    python benchmarks/kernels.py --fresh           measure again
+    python benchmarks/native.py                   all cells, about 3 minutes on 2 cores; goes on where it stopped
+    python benchmarks/native.py --only gemv       cells whose name contains a word
+    python benchmarks/native.py --fresh           measure again
 
 encode-*   NF4, block 64, of a 4096 x 4096 matrix. Target: bitsandbytes takes >= 40 times as long.
 decode-*   the same matrix back. Ours as every product decodes, into a buffer that stays; `fresh` is into new memory, as
