@@ -63,7 +63,8 @@ def test_every_task_has_its_row() -> None:
 
     table = "".join(line for line in PAGE.splitlines() if line.startswith("|"))
     apart = {"maskedlm", "spancorruption"}  # pre-training, of models/
-    missing = [name for name in tasks() if f"`{name}`" not in table and name not in apart]
+    ours = [name for name, made in tasks().items() if made.__module__.startswith("featherweight.")]  # not other tests'
+    missing = [name for name in ours if f"`{name}`" not in table and name not in apart]
     assert not missing
 
 
