@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.quant import bitstream, fields
-from featherweight.quant.gptq_solve import Grid, solve
+from featherweight.quant.gptq_solve import Grid, alive, solve
 from featherweight.quant.scheme import Layout, Packed, Scheme
 
 
@@ -80,9 +80,7 @@ class GPTQ(Scheme):
         """`seen` is a Hessian of W's inputs (its last dimension). A NaN spoils its own output and no other."""
         k = W.shape[-1] if W.dim() else 0
         H = self.checked(seen, W, k)
-        dead = H.diagonal() == 0  # such an input was always 0: its weights are rounded to nearest
-        H[dead, dead] = 1
-        order = H.diagonal().argsort(descending=True, stable=True) if self.act_order else torch.arange(k)
+        order = alive(H).diagonal().argsort(descending=True, stable=True) if self.act_order else torch.arange(k)
         order = order.to(W.device)
         group, place = self.width(k), torch.arange(k, device=W.device)
         g = (order if self.static_groups else place) // group

@@ -56,9 +56,14 @@ def solve(W: Tensor, H: Tensor, grid: Grid, group: int, g: Tensor, damp: float, 
     A row of the layer that rounding to nearest serves better keeps that: no row's loss eᵀHe is above it.
     """
     nearest = round_to_nearest(W, grid, g)
-    found = compensated(W.clone(), factor(H, damp), grid, group, g, nearest[1:] if static else None)
+    found = compensated(W.clone(), factor(alive(H), damp), grid, group, g, nearest[1:] if static else None)
     worse = loss(W, H, g, *found) > loss(W, H, g, *nearest)
     return tuple(torch.where(worse, b, a) for a, b in zip(found, nearest, strict=True))
+
+
+def alive(H: Tensor) -> Tensor:
+    """H with 1 for inputs that were always 0: their weights are rounded to nearest. They have no loss."""
+    return H + torch.diag((H.diagonal() == 0).to(H.dtype))
 
 
 def loss(W: Tensor, H: Tensor, g: Tensor, codes: Tensor, s: Tensor, z: Tensor) -> Tensor:
