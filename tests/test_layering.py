@@ -5,7 +5,7 @@ from pathlib import Path
 
 SRC = Path(__file__).parent.parent / "src" / "featherweight"
 LAYERS = (
-    ("core",),
+    ("core", "files"),
     ("methods", "quant"),
     ("kernels", "checkpoint", "interop", "combine"),
     ("data", "tasks"),

@@ -1,19 +1,14 @@
 """Tiny models over a vocabulary of words, so that tokens can be counted by hand: a word is a token."""
 
 import pytest
+from support.words import word_tokenizer
 
 WORDS = ["think", "good", "bad", "Label", "yes", "no", *"abcdefghxyz123:#."]
 
 
 @pytest.fixture(scope="session")
 def words():
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {w: i for i, w in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    return word_tokenizer(WORDS)
 
 
 SIZE = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+from support.words import word_tokenizer
 
 WORDS = [
     "name",
@@ -72,13 +73,7 @@ def process():
 
 @pytest.fixture(scope="session")
 def words():
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {w: i for i, w in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    return word_tokenizer(WORDS)
 
 
 @pytest.fixture(scope="session")

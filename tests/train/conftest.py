@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.words import word_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = "name food area price near good bad cheap river city pub inn thai fast warm cold staff slow tasty dull"
@@ -23,13 +24,7 @@ def data_dir():
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {w: i for i, w in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    return word_tokenizer(WORDS)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode
+
+from featherweight.plan.live import LIKE, flops_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,13 +23,7 @@ if TYPE_CHECKING:
     from featherweight.tasks.task import Task
 
 aten = torch.ops.aten
-LIKE = {  # what torch's counter does not know, and what it counts alike
-    aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
-    aten.addmm_: aten.addmm,
-    aten.baddbmm_: aten.baddbmm,
-}
-LEFT_OUT = {op: flop_registry[known].__wrapped__ for op, known in LIKE.items()}  # of shapes, as a mapping is given
+LEFT_OUT = {op: flops_of(op).__wrapped__ for op in (*LIKE, aten.addmm_, aten.baddbmm_)}  # type: ignore[union-attr]
 SAMPLE = 8  # rows that are counted; the mean stands for all
 
 

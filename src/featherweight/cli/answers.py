@@ -2,12 +2,12 @@
 
 import csv
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from featherweight.cli.screen import jsonable
 from featherweight.core.errors import InputError, Problem
+from featherweight.files.staged import staged
 
 # What an answer may hold, in the order of the file.
 COLUMNS = ("label", "labels", "tags", "text", "probability", "score", "start", "end", "no_answer")
@@ -24,21 +24,15 @@ def answered(row: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write .jsonl, .csv and .tsv (without the full distributions), or the embeddings alone as .npy, whole or not at
     all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.part")
-    try:
+    with staged(path) as beside:
         if path.suffix == ".npy":
-            write_array(staged, rows)
-            os.replace(staged, path)
+            write_array(beside, rows)
             return
-        with staged.open("w", encoding="utf-8", newline="") as file:
+        with beside.open("w", encoding="utf-8", newline="") as file:
             if path.suffix == ".jsonl":
                 file.writelines(json.dumps(jsonable(row), ensure_ascii=False) + "\n" for row in rows)
             else:
                 write_table(file, rows, "\t" if path.suffix == ".tsv" else ",")
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 def write_array(path: Path, rows: list[dict[str, Any]]) -> None:

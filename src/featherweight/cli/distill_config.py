@@ -7,7 +7,7 @@ from typing import Any
 
 from featherweight.cli.config import NOUNS, checked, columns, default_output, overridden, together
 from featherweight.cli.flags import one
-from featherweight.cli.nouns import fields_of, noun, placed
+from featherweight.cli.nouns import built, noun
 from featherweight.cli.recipes import recipe as scheme_of
 from featherweight.cli.schema import FAMILIES, OWN, Key, distillations, methods, run_keys, tasks
 from featherweight.cli.toml_file import TABLES, read_toml
@@ -168,18 +168,8 @@ def needed(made: Mapping[str, Any], values: Mapping[str, Value], problems: Seque
 
 def table(name: str, values: Mapping[str, Value], problems: list[Problem], **own: Any) -> Any:
     """The options of a table as its dataclass; None where they are wrong."""
-    made = FAMILIES[name]()[name]
     mine = {k.split(".", 1)[1]: v for k, v in values.items() if k.startswith(f"{name}.")}
-    found: list[Problem] = []
-    options = fields_of(made, mine, found)
-    problems += found
-    if found:
-        return None
-    try:
-        return made(**{**own, **options})
-    except InputError as error:
-        problems += [placed(p, {k: v.where for k, v in mine.items()}, name) for p in error.problems]
-        return None
+    return built(FAMILIES[name]()[name], mine, problems, name, **own)
 
 
 def cached(values: Mapping[str, Value], made: Mapping[str, Any], output: str, problems: list[Problem]) -> Any:

@@ -25,15 +25,21 @@ def noun(
         what = f"unknown {word or family}" if kind.raw else f"which {word or family}?"
         problems.append(Problem(what, kind.where, got=repr(kind.raw), fix=did_you_mean(str(kind.raw).lower(), kinds)))
         return None
+    return built(made, mine, problems, kind.where)
+
+
+def built(made: type[Any], mine: Mapping[str, Value], problems: list[Problem], where: str, **own: Any) -> Any:
+    """A noun or another dataclass of these options, over `own`; None where they are wrong. `where`: what is said of
+    none of them."""
     found: list[Problem] = []
     options = fields_of(made, mine, found)
     problems += found
     if found:
         return None
     try:
-        return made(**options)
+        return made(**{**own, **options})
     except InputError as error:
-        problems += [placed(p, {k: v.where for k, v in mine.items()}, kind.where) for p in error.problems]
+        problems += [placed(p, {k: v.where for k, v in mine.items()}, where) for p in error.problems]
         return None
 
 

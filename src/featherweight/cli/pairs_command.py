@@ -1,7 +1,6 @@
 """`fw pairs`: pairs to train embeddings on, of labelled rows, labelled pairs or plain passages; hard negatives."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ from cyclopts import Parameter
 from featherweight.cli.base import opened, pairs
 from featherweight.cli.screen import Shown
 from featherweight.core.errors import InputError, Problem, raise_all
+from featherweight.files.staged import staged
 
 if TYPE_CHECKING:
     from featherweight.data.types import Example
@@ -84,10 +84,9 @@ def write(path: Path, found: "Sequence[Example]") -> None:
     """One pair a line, whole or not at all."""
     from featherweight.data.pairs import rows_of
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.part")
-    staged.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows_of(found)), encoding="utf-8")
-    os.replace(staged, path)
+    with staged(path) as beside:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows_of(found))
+        beside.write_text(text, encoding="utf-8")
 
 
 def lines(files: dict[str, Path], made: "dict[str, list[Example]]") -> list[str]:

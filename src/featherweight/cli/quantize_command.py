@@ -1,7 +1,5 @@
 """`fw quantize`: a model folder whose weights are codes, and a report of what that did to them."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,7 @@ from featherweight.cli.quantize_screen import listing, table
 from featherweight.cli.recipes import read
 from featherweight.cli.screen import Shown
 from featherweight.core.errors import InputError, Problem, raise_all
+from featherweight.files.staged import staged
 
 if TYPE_CHECKING:
     from featherweight.quant.recipe import Recipe
@@ -136,18 +135,12 @@ def written(model: Any, report: Any, output: Path) -> None:
 
     from featherweight.cli.screen import jsonable
 
-    staged = output.with_name(f".{output.name}.part")
-    shutil.rmtree(staged, ignore_errors=True)
+    text = json.dumps(jsonable(report.to_dict()), indent=1, allow_nan=False)
     try:
-        staged.mkdir(parents=True)
-        model.save_pretrained(staged)
-        model.tokenizer.save_pretrained(staged)
-        text = json.dumps(jsonable(report.to_dict()), indent=1, allow_nan=False)
-        (staged / REPORT).write_text(text + "\n", encoding="utf-8")
-        if output.is_dir():
-            output.rmdir()  # empty: `fresh` has looked
-        os.replace(staged, output)
+        with staged(output) as beside:  # `fresh` has looked: there is nothing, or an empty folder
+            beside.mkdir()
+            model.save_pretrained(beside)
+            model.tokenizer.save_pretrained(beside)
+            (beside / REPORT).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(Problem("cannot be written", str(output), got=error.strerror or str(error))) from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)

@@ -12,7 +12,6 @@ over is read from its last checkpoint, one that is not goes on from it.
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -28,6 +27,7 @@ from featherweight.distill.cache import TeacherCache
 from featherweight.distill.recipes import Recipe
 from featherweight.distill.report import DistillReport, distill_report, picture
 from featherweight.distill.verb import distill
+from featherweight.files.staged import staged
 from featherweight.methods import Full
 from featherweight.tasks import Task
 from featherweight.train.output import write_text
@@ -125,13 +125,8 @@ def finite(value: Any) -> Any:
 
 def written(model: Any, folder: Path) -> None:
     """A plain model with its tokenizer, whole or not at all."""
-    staged = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(staged, ignore_errors=True)
-    try:
-        staged.mkdir(parents=True)
-        model.save_pretrained(staged)
-        model.tokenizer.save_pretrained(staged)
+    with staged(folder) as beside:
+        beside.mkdir()
+        model.save_pretrained(beside)
+        model.tokenizer.save_pretrained(beside)
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(staged, folder)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)

@@ -23,6 +23,10 @@ from torch.utils.flop_counter import flop_registry
 from featherweight.core.replace import HALF
 
 aten = torch.ops.aten
+LIKE = {  # attention as a CPU runs it, which torch's counter does not know: counted as elsewhere
+    aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
+}
 PRODUCTS = {aten.mm, aten.addmm, aten.addmm_, aten.bmm, aten.baddbmm, aten.baddbmm_}
 
 
@@ -104,8 +108,8 @@ class Live(TorchDispatchMode):
 @cache
 def flops_of(packet: Any) -> Callable[..., int] | None:
     """What counts an operation's work, in place or not; None for those that count as free."""
-    plain = getattr(aten, packet.__name__.removesuffix("_"), packet)
-    return flop_registry.get(packet) or flop_registry.get(plain)
+    known = LIKE.get(packet) or getattr(aten, packet.__name__.removesuffix("_"), packet)
+    return flop_registry.get(packet) or flop_registry.get(known)
 
 
 def every(mask: Tensor) -> Tensor:

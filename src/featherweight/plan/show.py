@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featherweight.files.picture import blank, save, style
 from featherweight.plan.fit import Option
 from featherweight.plan.placement import placements
 from featherweight.plan.plan import Plan
@@ -107,14 +108,8 @@ def lines(plan: Plan) -> list[str]:
 
 def picture(plans: Sequence[tuple[str, Plan]], path: str | Path, limit: int | None = None) -> Path:
     """Stacked bars, one for each named plan, as PNG or SVG by the name of the file; a line at `limit` bytes."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    path = Path(path)
-    with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "fw"}):
-        figure = Figure(figsize=(8, 1.6 + 0.45 * len(plans)), layout="constrained")
-        FigureCanvasAgg(figure)
+    with style():
+        figure = blank(8, 1.6 + 0.45 * len(plans))
         axes = figure.subplots()
         bars(axes, plans)
         if limit is not None:
@@ -125,8 +120,7 @@ def picture(plans: Sequence[tuple[str, Plan]], path: str | Path, limit: int | No
         axes.legend(
             frameon=False, loc="upper center", bbox_to_anchor=(0.45, -0.35 if len(plans) < 4 else -0.15), ncols=4
         )
-        figure.savefig(path, **({"dpi": 144} if path.suffix == ".png" else {"metadata": {"Date": None}}))
-    return path
+        return save(figure, Path(path))
 
 
 def bars(axes: Any, plans: Sequence[tuple[str, Plan]]) -> None:

@@ -6,6 +6,7 @@ Columns are roles; a block's second layer of a role (cross-attention's query) ha
 from pathlib import Path
 from typing import Any
 
+from featherweight.files.picture import blank, save, style
 from featherweight.quant.report import Layer, Report
 
 MOST = 40  # blocks up to which cells carry their number
@@ -15,20 +16,12 @@ SPAN = 3.0  # dB that the colors span at least: small differences stay small
 
 def heatmap(report: Report, path: Path) -> Path:
     """Draw the report into `path`, a .png or an .svg."""
-    import matplotlib as mpl
-
-    with mpl.rc_context({"font.size": 9, "svg.hashsalt": "fw"}):
-        figure = draw(report)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        plain: dict[str, Any] = {"metadata": {"Date": None}} if path.suffix == ".svg" else {"dpi": 144}
-        figure.savefig(path, **plain)
-    return path
+    with style(font=9):
+        return save(draw(report), path)
 
 
 def draw(report: Report) -> Any:
     import numpy
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     cells, rows, columns = grid(report.layers)
     values = numpy.full((len(rows), len(columns)), numpy.nan)
@@ -36,8 +29,7 @@ def draw(report: Report) -> Any:
         values[rows.index(row), columns.index(column)] = min(layer.sqnr, 99.0)
     wide = max(map(len, columns))
     size = (1.8 + min(max(0.66, 0.08 * wide), 1.1) * len(columns), 1.5 + 0.3 * max(len(rows), 4))
-    figure = Figure(figsize=(max(size[0], 5.2), min(size[1], 30)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(max(size[0], 5.2), min(size[1], 30))
     axes = figure.subplots()
     low, high = float(numpy.nanmin(values)), float(numpy.nanmax(values))
     low, high = min(low, (low + high - SPAN) / 2), max(high, (low + high + SPAN) / 2)

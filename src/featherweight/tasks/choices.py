@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from featherweight.core.errors import InputError, Problem, raise_all
-from featherweight.tasks import metrics
 from featherweight.tasks.modes import inner
+from featherweight.tasks.ranked import Ranked
 from featherweight.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class Choices(Task):
+class Choices(Ranked, Task):
     """Rows of a text and choices, ranked by likelihood; a unit is a row. A prediction is the probability of each
     choice among its row's, in order; an answer's `label` is the number of the choice, from 0.
 
@@ -165,21 +165,6 @@ class Choices(Task):
         labels = batch["labels"]
         loss = self.losses(log_p, log_not, real, labels).sum()
         return loss, labels.new_tensor(len(labels)), self.read(self.answers(model, batch, log_p), real)
-
-    def reference(self, example: Example) -> Any:
-        return example.label
-
-    def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-        return {"accuracy": metrics.accuracy([best_of(p) for p in predictions], references)}
-
-    def answer(self, prediction: Any) -> dict[str, Any]:
-        label = best_of(prediction)
-        return {"label": label, "probability": prediction[label], "probabilities": prediction}
-
-
-def best_of(probabilities: Sequence[float]) -> int:
-    """The number of the most probable choice, the first of equals."""
-    return max(range(len(probabilities)), key=probabilities.__getitem__)
 
 
 def kind_of(model: nn.Module) -> str:

@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from featherweight.core.errors import Problem, raise_all
-from featherweight.tasks import metrics
-from featherweight.tasks.choices import best_of
+from featherweight.tasks.ranked import Ranked
 from featherweight.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class MultipleChoice(Task):
+class MultipleChoice(Ranked, Task):
     """Rows of a text and any number of choices; a unit is a row. A prediction is the probability of each choice of its
     row, in order; an answer's `label` is the number of the choice, from 0."""
 
@@ -83,16 +82,6 @@ class MultipleChoice(Task):
     ) -> tuple[Tensor, Tensor, list[Any] | None]:
         logits = self.logits(model, batch)
         return *self.loss_of(logits, batch["labels"]), self.read(logits)
-
-    def reference(self, example: Example) -> Any:
-        return example.label
-
-    def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-        return {"accuracy": metrics.accuracy([best_of(p) for p in predictions], references)}
-
-    def answer(self, prediction: Any) -> dict[str, Any]:
-        label = best_of(prediction)
-        return {"label": label, "probability": prediction[label], "probabilities": prediction}
 
 
 def joined(example: Example, rows: Sequence[Encoded]) -> Encoded:

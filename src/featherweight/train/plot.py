@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from featherweight.files.picture import FORMATS, blank, save, style
+
 BLUE, ORANGE, GRAY = "#1f6fb4", "#d1590f", "#8a8a8a"
 WINDOW = 40  # a point of the smooth curve is the mean over a 20th of the run, centered: no lag
 
@@ -13,26 +15,17 @@ def curve(history: Sequence[dict[str, Any]], folder: Path, best: tuple[str, int]
 
     `best` is the deciding metric and the step of its best value.
     """
-    import matplotlib as mpl
-
     trained = [(r["step"], r["loss"]) for r in history if "loss" in r]
     if not trained:
         return []
-    with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "fw"}):
+    with style():
         figure = draw(trained, [r for r in history if "dev" in r], best)
-        paths = [folder / "loss.png", folder / "loss.svg"]
-        figure.savefig(paths[0], dpi=144)
-        figure.savefig(paths[1], metadata={"Date": None})
-    return paths
+        return [save(figure, folder / f"loss{kind}") for kind in FORMATS]
 
 
 def draw(trained: list[tuple[int, float]], dev: list[dict[str, Any]], best: tuple[str, int] | None) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     metric = best[0] if best and best[0] != "loss" and any(best[0] in r["dev"] for r in dev) else None
-    figure = Figure(figsize=(7, 5.2 if metric else 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(7, 5.2 if metric else 4)
     rows = figure.subplots(2 if metric else 1, 1, sharex=True, squeeze=False, height_ratios=(2, 1) if metric else (1,))
     top, bottom = rows[0, 0], rows[-1, 0]
     losses(top, trained, [(r["step"], r["dev"]["loss"]) for r in dev if "loss" in r["dev"]])

@@ -4,36 +4,22 @@ tables inside it lighter."""
 from pathlib import Path
 from typing import Any
 
-from featherweight.core.errors import InputError, Problem
 from featherweight.distill.report.lines import models
 from featherweight.distill.report.report import DistillReport
+from featherweight.files.picture import blank, save, style
 
 COLORS = {"teacher": "#8a8a8a", "student": "#1f6fb4", "labels alone": "#d1590f"}
 LARGEST = 2600.0  # points² of the largest disk
-FORMATS = (".png", ".svg")
 
 
 def picture(report: DistillReport, path: str | Path) -> Path:
     """Draw the report into `path`, a .png or an .svg. Raises InputError for another kind."""
-    import matplotlib as mpl
-
-    path = Path(path)
-    if path.suffix not in FORMATS:
-        raise InputError(Problem("unknown kind of picture", "picture", " or ".join(FORMATS), repr(str(path))))
-    with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "fw"}):
-        figure = draw(report)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        plain: dict[str, Any] = {"metadata": {"Date": None}} if path.suffix == ".svg" else {"dpi": 144}
-        figure.savefig(path, **plain)
-    return path
+    with style():
+        return save(draw(report), Path(path))
 
 
 def draw(report: DistillReport) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(10, 4)
     sides = figure.subplots(1, len(report.faster), sharey=True)
     for axes, batch in zip(sides, report.faster, strict=True):
         disks(axes, report, batch)

@@ -1,0 +1,1 @@
+"""What every layer needs to leave something on disk: whole or not at all, and pictures."""

@@ -1,0 +1,28 @@
+"""What tasks over a row's choices share: a prediction is the probability of each, in order."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from featherweight.tasks import metrics
+
+if TYPE_CHECKING:
+    from featherweight.data.types import Example
+
+
+class Ranked:
+    """Mixin of tasks that choose; an answer's `label` is the number of the choice, from 0."""
+
+    def reference(self, example: "Example") -> Any:
+        return example.label
+
+    def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+        return {"accuracy": metrics.accuracy([best_of(p) for p in predictions], references)}
+
+    def answer(self, prediction: Any) -> dict[str, Any]:
+        label = best_of(prediction)
+        return {"label": label, "probability": prediction[label], "probabilities": prediction}
+
+
+def best_of(probabilities: Sequence[float]) -> int:
+    """The number of the most probable choice, the first of equals."""
+    return max(range(len(probabilities)), key=probabilities.__getitem__)
