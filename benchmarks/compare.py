@@ -4,7 +4,7 @@
     python benchmarks/compare.py --only trec  sets whose name contains a word
 
 A few rows of each label are drawn by the seed; 200 rows ask, the same for all. MiniLM: logistic regression on frozen
-embeddings against LoRA with a head. stories260k, and our own T5 where models/t5 is: zero-shot, 4 and 16 examples in
+embeddings against LoRA with a head. stories260k, and our own T5 where models/tiny-t5 is: zero-shot, 4 and 16 examples in
 context, drawn and nearest (by MiniLM), against an adapter that was trained to choose (LoRA; on T5 IA3). A method has
 two rates; the one of the better accuracy on 100 other training rows at seed 0 is kept for all three seeds. Of sst2's
 training phrases those of more than 40 characters are drawn from; the test rows are whole sentences.
@@ -28,7 +28,7 @@ ASKED, DEV, SEEDS, BATCH = 200, 100, 3, 8
 Rows = list[dict[str, str]]
 # set -> rows of each label to learn from, epochs over them
 SETS = {"sst2": (16, 20), "cr": (16, 20), "trec": (10, 12), "banking77": (5, 6)}
-T5 = _paired.ROOT / "models" / "t5"
+T5 = _paired.ROOT / "models" / "tiny-t5"
 WORDS = {
     "sst2": {"0": "bad", "1": "good"}, "cr": {"0": "bad", "1": "good"}, "banking77": {},
     "trec": dict(zip("012345", ("meaning", "thing", "abbreviation", "person", "place", "number"), strict=True)),
