@@ -113,9 +113,9 @@ def learner(config: DistillConfig, teacher: Any, data: Any) -> Any:
 
 def recorded(config: DistillConfig, path: Path) -> None:
     """distill.toml: what was asked for, so that the file alone asks for it again."""
+    from featherweight.files.staged import write_text
     from featherweight.train import toml
     from featherweight.train.document import recorded as named
-    from featherweight.train.output import write_text
 
     recipe = config.stages[0][1].to_dict()
     if len(config.stages) > 1:

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from featherweight.cli.base import opened, pairs
 from featherweight.cli.screen import Shown
 from featherweight.core.errors import InputError, Problem, raise_all
-from featherweight.files.staged import staged
+from featherweight.files.staged import write_text
 
 if TYPE_CHECKING:
     from featherweight.data.types import Example
@@ -84,9 +84,7 @@ def write(path: Path, found: "Sequence[Example]") -> None:
     """One pair a line, whole or not at all."""
     from featherweight.data.pairs import rows_of
 
-    with staged(path) as beside:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows_of(found))
-        beside.write_text(text, encoding="utf-8")
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows_of(found)))
 
 
 def lines(files: dict[str, Path], made: "dict[str, list[Example]]") -> list[str]:

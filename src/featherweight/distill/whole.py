@@ -27,10 +27,9 @@ from featherweight.distill.cache import TeacherCache
 from featherweight.distill.recipes import Recipe
 from featherweight.distill.report import DistillReport, distill_report, picture
 from featherweight.distill.verb import distill
-from featherweight.files.staged import staged
+from featherweight.files.staged import staged, write_text
 from featherweight.methods import Full
 from featherweight.tasks import Task
-from featherweight.train.output import write_text
 from featherweight.train.run import Run, train
 
 STUDENT, CONTROL, TEACHER, REPORT = "student", "control", "teacher", "report"

@@ -12,7 +12,8 @@ from featherweight.fewshot.jobs import Job, prepared, suite_of
 from featherweight.fewshot.part import Bench
 from featherweight.fewshot.submit import submitted
 from featherweight.fewshot.suite import Suite
-from featherweight.train.output import flat, write_text
+from featherweight.files.staged import write_text
+from featherweight.train.output import flat
 from featherweight.train.ranks import ranks
 from featherweight.train.recipes import recipe_of, under
 from featherweight.train.settings import FREE, settings

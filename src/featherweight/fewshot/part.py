@@ -15,8 +15,8 @@ from featherweight.data.types import Rows
 from featherweight.evaluate.averaged import Asked, ask
 from featherweight.fewshot.figures import Answers
 from featherweight.fewshot.suite import Part
+from featherweight.files.staged import write_text
 from featherweight.tasks.ranked import best_of
-from featherweight.train.output import write_text
 from featherweight.train.run import Run, train
 
 ANSWERS = "answers.json"

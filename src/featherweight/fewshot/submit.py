@@ -15,8 +15,8 @@ from featherweight.data.read import read
 from featherweight.data.types import Rows
 from featherweight.fewshot.part import Bench
 from featherweight.fewshot.suite import verified
+from featherweight.files.staged import write_text
 from featherweight.tasks.ranked import best_of
-from featherweight.train.output import write_text
 
 TRAIN = "train.csv"
 

@@ -23,6 +23,14 @@ def staged(path: Path) -> Iterator[Path]:
         discard(beside)
 
 
+def write_text(path: Path, text: str) -> None:
+    """A text in UTF-8, on the disk before it takes its place: a reader never sees half of it."""
+    with staged(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def discard(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
     if path.is_dir():

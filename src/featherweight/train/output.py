@@ -5,7 +5,6 @@ run.toml  metrics.jsonl  loss.png  loss.svg  checkpoints/step-N/               o
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
@@ -75,13 +74,3 @@ def hash_rows(rows: Sequence[Encoded]) -> str:
         choices = (("|", *ids) for ids in row.choices or ())
         digest.update(",".join(map(str, chain(row.input_ids, "|", labels, *choices))).encode() + b"\n")
     return digest.hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Beside its place, fsynced, renamed over it: a reader never sees half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)

@@ -15,7 +15,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from featherweight.core.errors import InputError, Problem
-from featherweight.train.output import write_text
+from featherweight.files.staged import write_text
 from featherweight.train.run import Run, train
 
 SEEDS = "seeds.json"

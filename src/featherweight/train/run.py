@@ -19,6 +19,7 @@ from featherweight.core.errors import InputError, Problem
 from featherweight.core.method import Method
 from featherweight.core.state import state
 from featherweight.evaluate.setting import tokenizer_of
+from featherweight.files.staged import write_text
 from featherweight.quant.recipe import recipes
 from featherweight.tasks import Task
 from featherweight.train import setup, toml
@@ -27,7 +28,7 @@ from featherweight.train.document import Form, document, origin, resolved, spelt
 from featherweight.train.feed import Feed
 from featherweight.train.log import Board, Journal, Voice, voice
 from featherweight.train.loop import Loop
-from featherweight.train.output import CHECKPOINTS, METRICS, RUN, claim, hash_rows, resumable, write_text
+from featherweight.train.output import CHECKPOINTS, METRICS, RUN, claim, hash_rows, resumable
 from featherweight.train.plot import curve
 from featherweight.train.ranks import Ranks, ranks
 from featherweight.train.recipes import RunRecipe, recipe_of, under

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from featherweight.core.errors import InputError, Problem
 from featherweight.distill.cache.store import DONE, LOCK, Store, Stream, locked, size
+from featherweight.files.staged import write_text
 from featherweight.quant.report import size as amount
-from featherweight.train.output import write_text
 
 SCHEMA = 1
 MANIFEST, ROWS = "manifest.json", "rows.bin"
