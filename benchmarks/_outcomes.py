@@ -1,50 +1,19 @@
-"""What a model does on each row, kept small, and differences of two models over rows and seeds.
-
-    statistic = Σ_s Σ_r d(s, r) / (S Σ_r u(r))      d a row's difference, u its units: 1, or its tokens
-
-The interval is a percentile bootstrap: seeds and rows are drawn with replacement, the same rows for every seed.
-"""
+"""What a model does on each row of a job (`_rowwise.py`), and what that says of an arm beside another."""
 
 import math
 import statistics
 from typing import Any
 
 import _real
+import _rowwise
 import numpy as np
-import torch
 from _distill import LENGTH, Job
-
-BATCH, DRAWS = 32, 4000
-Outcome = tuple[list[float], list[int]]
+from _rowwise import Outcome
 
 
-@torch.no_grad()
 def outcomes(model: Any, job: Job, split: str) -> Outcome:
     """For each row 1.0 where it is right (or its nats), and all that the model said: labels, or next tokens."""
-    rows = encoded(job, split)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
-    values: list[float] = [0.0] * len(rows)
-    said: list[list[int]] = [[]] * len(rows)
-    for at in range(0, len(order), BATCH):
-        chosen = order[at : at + BATCH]
-        size = max(len(rows[i].input_ids) for i in chosen)
-        ids, real = torch.zeros(len(chosen), size, dtype=torch.long), torch.zeros(len(chosen), size, dtype=torch.long)
-        for n, i in enumerate(chosen):
-            ids[n, : len(rows[i].input_ids)], real[n, : len(rows[i].input_ids)] = torch.tensor(rows[i].input_ids), 1
-        logits = model(input_ids=ids, attention_mask=real).logits.float()
-        for n, i in enumerate(chosen):
-            values[i], said[i] = (nats if job.words else right)(logits[n], rows[i])
-    return values, [one for row in said for one in row]
-
-
-def right(logits: torch.Tensor, row: Any) -> tuple[float, list[int]]:
-    label = int(logits.argmax())
-    return float(label == int(row.labels)), [label]
-
-
-def nats(logits: torch.Tensor, row: Any) -> tuple[float, list[int]]:
-    ahead, targets = logits[: len(row.input_ids) - 1], torch.tensor(row.labels[1:])
-    return float(torch.nn.functional.cross_entropy(ahead, targets, reduction="sum")), ahead.argmax(-1).tolist()
+    return _rowwise.outcomes(model, encoded(job, split), job.words)
 
 
 def encoded(job: Job, split: str) -> list[Any]:
@@ -64,8 +33,7 @@ CACHE: dict[tuple[str, str], list[Any]] = {}
 
 def units(job: Job, split: str) -> list[int]:
     """Rows count once, texts by their trained tokens."""
-    rows = encoded(job, split)
-    return [sum(t != -100 for t in row.labels[1:]) if job.words else 1 for row in rows]
+    return _rowwise.units(encoded(job, split), job.words)
 
 
 def scores(job: Job, values: list[float], split: str) -> float:
@@ -75,12 +43,12 @@ def scores(job: Job, values: list[float], split: str) -> float:
 
 def bits(job: Job, values: list[float]) -> Any:
     """Right and wrong rows as one hexadecimal number behind a 1; nats as they are."""
-    return [round(v, 2) for v in values] if job.words else f"{int('1' + ''.join(str(int(v)) for v in values), 2):x}"
+    return _rowwise.bits(values, job.words)
 
 
 def opened(job: Job, kept: Any) -> list[float]:
     """The other way."""
-    return kept if job.words else [float(c) for c in f"{int(kept, 16):b}"[1:]]
+    return _rowwise.opened(kept, job.words)
 
 
 def summary(job: Job, teacher: dict[str, Any], runs: dict[str, dict[int, Any]], rates: Any) -> dict[str, Any]:
@@ -112,13 +80,8 @@ def said(job: Job, test: float, teachers: float) -> dict[str, float]:
 def compared(job: Job, these: list[Any], those: list[Any]) -> dict[str, Any]:
     """Mean difference, its interval, and what that says. Nats count down: less is better."""
     apart = np.array([opened(job, a) for a in these]) - np.array([opened(job, b) for b in those])
-    weights, noise = np.array(units(job, "test"), float), np.random.default_rng(0)
-    drawn = []
-    for _ in range(DRAWS):
-        rows = noise.integers(apart.shape[1], size=apart.shape[1])
-        some = noise.integers(len(apart), size=len(apart))
-        drawn.append(apart[some][:, rows].sum() / (len(apart) * weights[rows].sum()))
-    low, high = (float(v) for v in np.percentile(drawn, (2.5, 97.5)))
+    weights = np.array(units(job, "test"), float)
+    low, high = _rowwise.interval(apart, weights)
     better, worse = (high < 0, low > 0) if job.words else (low > 0, high < 0)
     return {"to_labels": round(float(apart.sum() / (len(apart) * weights.sum())), 4),
             "interval": [round(low, 4), round(high, 4)],
