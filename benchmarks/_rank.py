@@ -36,7 +36,7 @@ class Cell:
 @dataclass(frozen=True)
 class Arm:
     """One way to train. It takes the rate kept for the arm it `follows`, times `rate`; its own is tried where it
-    follows none. `adapters` is the dtype that the adapter's own numbers are kept in."""
+    follows none. `adapters` is the dtype that the adapter's own numbers are kept in; `scratch` begins with random weights."""
 
     group: str
     kind: str
@@ -44,6 +44,7 @@ class Arm:
     follows: str = ""
     rate: float = 1.0
     adapters: torch.dtype = torch.float32
+    scratch: bool = False
 
 
 USUAL = "q,v r 8"
@@ -72,9 +73,12 @@ ARMS: dict[str, Arm] = {
     "r 64, alpha 16, rank-stabilized": lora("stabilized", 64, alpha=16, rank_stabilized=True),
     **{f"{d} dimensions": Arm("intrinsic", "Intrinsic", {"dimension": d, "structure": False})
        for d in (100, 1000, 10_000)},
+    "full, from random weights": Arm("scratch", "Full", scratch=True),
     "LayerNorm": Arm("methods", "LayerNorm"), "IA3": Arm("methods", "IA3"), "Houlsby": Arm("methods", "Houlsby"),
     "Pfeiffer": Arm("methods", "Pfeiffer"), "Parallel": Arm("methods", "Parallel", {"reduction": 16}),
     "Compacter": Arm("methods", "Compacter"), "Prompt": Arm("methods", "Prompt"), "Prefix": Arm("methods", "Prefix"),
+    **{f"Pfeiffer b {b}": Arm("size", "Pfeiffer", {"bottleneck": b}) for b in (1, 16)},
+    **{f"Prompt, {n} tokens": Arm("size", "Prompt", {"tokens": n}) for n in (5, 80)},
 }  # fmt: skip
 
 
@@ -88,8 +92,8 @@ E2E = Cell("e2e_nlg, stories260k", _real.e2e_nlg, stories, 60, 8, (60, 120),
 SST2 = Cell("sst2, MiniLM", _real.sst2, _real.classifier, 80, 16, (150, 400), MINILM)
 BANKING = Cell("banking77, MiniLM", _real.banking77, _real.classifier, 80, 16, (150, 400), MINILM)
 FIRST, THEN = ("rank", "full", "where"), ("alpha", "dtype", "stabilized")
-PASSES = ((E2E, FIRST), (SST2, FIRST), (E2E, THEN), (E2E, ("intrinsic",)), (SST2, THEN), (BANKING, FIRST),
-          (E2E, ("methods",)))  # fmt: skip
+PASSES = ((E2E, FIRST), (SST2, FIRST), (E2E, THEN), (E2E, ("intrinsic", "scratch")), (SST2, THEN), (BANKING, FIRST),
+          (E2E, ("methods", "size")))  # fmt: skip
 
 
 @cache
@@ -120,6 +124,8 @@ def one(cell: Cell, label: str, rate: float, seed: int) -> dict[str, Any]:
     arm = ARMS[label]
     torch.manual_seed(seed)
     model, task = cell.start(data_of(cell), seed)
+    if arm.scratch:
+        model = anew(model)
     fw.attach(model, getattr(fw, arm.kind)(**arm.options))
     for adapter in lows(model):
         adapter.to(arm.adapters)
@@ -129,6 +135,13 @@ def one(cell: Cell, label: str, rate: float, seed: int) -> dict[str, Any]:
     test, rows = scored(cell, model, "test")
     found |= {"dev": dev, "test": test, "rows": rows}
     return found | ({"extracted": extracted(cell, fw.merge(model), seed)} if label == "full" else {})
+
+
+def anew(model: Any) -> Any:
+    """The same shape with the weights that its class begins with."""
+    fresh = type(model)(model.config)
+    fresh.tokenizer = model.tokenizer
+    return fresh
 
 
 def lows(model: Any) -> list[Any]:
