@@ -36,7 +36,8 @@ class Cell:
 @dataclass(frozen=True)
 class Arm:
     """One way to train. It takes the rate kept for the arm it `follows`, times `rate`; its own is tried where it
-    follows none. `adapters` is the dtype that the adapter's own numbers are kept in; `scratch` begins with random weights."""
+    follows none. `adapters` is the dtype that the adapter's own numbers are kept in; `scratch` begins
+    with random weights."""
 
     group: str
     kind: str
