@@ -93,8 +93,8 @@ E2E = Cell("e2e_nlg, stories260k", _real.e2e_nlg, stories, 60, 8, (60, 120),
 SST2 = Cell("sst2, MiniLM", _real.sst2, _real.classifier, 80, 16, (150, 400), MINILM)
 BANKING = Cell("banking77, MiniLM", _real.banking77, _real.classifier, 80, 16, (150, 400), MINILM)
 FIRST, THEN = ("rank", "full", "where"), ("alpha", "dtype", "stabilized")
-PASSES = ((E2E, FIRST), (SST2, FIRST), (E2E, THEN), (E2E, ("intrinsic", "scratch")), (SST2, THEN), (BANKING, FIRST),
-          (E2E, ("methods", "size")))  # fmt: skip
+TIERS = (((E2E, (*FIRST, *THEN)), (E2E, ("intrinsic", "scratch"))), ((SST2, FIRST),), ((SST2, THEN),),
+         ((BANKING, FIRST),), ((E2E, ("methods", "size")),))  # fmt: skip
 
 
 @cache

@@ -20,7 +20,7 @@ from typing import Any
 
 import _paired
 import numpy as np
-from _rank import ARMS, PASSES, USUAL, Cell, data_of, encoded, one, scored, tried
+from _rank import ARMS, TIERS, USUAL, Cell, data_of, encoded, one, scored, tried
 from _rowwise import interval, opened, units
 
 Runs = dict[str, Any]
@@ -140,9 +140,11 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     _paired.threads()
-    for cell, groups in PASSES:
-        for seed in range(options.seeds if options.only in cell.name else 0):
-            run(cell, groups, options.arm, seed)
+    for tier in TIERS:
+        for seed in range(options.seeds):
+            for cell, groups in tier:
+                if options.only in cell.name:
+                    run(cell, groups, options.arm, seed)
 
 
 if __name__ == "__main__":
