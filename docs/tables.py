@@ -306,12 +306,60 @@ def shared() -> str:
     return markdown(["model", "text", "choices", "against pairs", "against transformers' forward"], rows)
 
 
+def ranks() -> str:
+    """LoRA by rank, place, alpha and dtype, and what else was trained on the same rows."""
+    head = ["data", "", "trained", "lr", "seeds", "on test", "to q,v r 8, 95 %", "", "to full, 95 %"]
+    rows = []
+    for name, cell in result("rank")["cells"].items():
+        for arm, line in cell.get("summary", {}).items():
+            shown = f"{line['test']:.3f} nats" if cell["words"] else f"{line['test']:.1%}"
+            spread = f" ± {line['std']:.3f}" if "std" in line else ""
+            pairs = [apart(line[to]) if to in line else "" for to in ("to_lora", "to_full")]
+            rows.append([name, arm, f"{line['trained']:,}", f"{line['rate']:g}", str(line["seeds"]), shown + spread,
+                         pairs[0], line.get("to_lora", {}).get("says", ""), pairs[1]])  # fmt: skip
+    return markdown(head, rows)
+
+
+def apart(pair: Any) -> str:
+    return f"{pair['difference']:+.3f} ({pair['interval'][0]:+.3f} to {pair['interval'][1]:+.3f})"
+
+
+def spectra() -> str:
+    """What full fine-tuning changed: the share of its energy at a rank, and what the LoRA cut out there scores."""
+    rows = []
+    for name, cell in result("rank")["cells"].items():
+        found = cell.get("spectrum", {})
+        for rank, line in sorted(found.get("ranks", {}).items(), key=lambda item: int(item[0])):
+            shown = f"{line['test']:.3f} nats" if cell["words"] else f"{line['test']:.1%}"
+            label = rank if int(rank) < found["full_rank"] else f"all {found['full_rank']:g}"
+            rows.append([name, str(found["seeds"]), label, f"{line['share']:.1%}", shown, apart(line)])
+    return markdown(["data", "seeds", "rank", "of the energy", "on test", "to the fine-tuned model, 95 %"], rows)
+
+
+def latency() -> str:
+    """A forward pass under an adapter over the bare base's."""
+    cells = result("latency")["forward"]
+    names = [n for n in next(iter(cells.values())) if n not in ("seconds", "rounds")]
+    rows = [[n, *(f"{100 * (cell[n]['ratio'] - 1):+.0f} %" for cell in cells.values())] for n in names]
+    return markdown(["", *cells], rows)
+
+
+def costs() -> str:
+    """A training step of each method over full fine-tuning's, cheapest first."""
+    found = dict(result("latency")["step"]["MiniLM"])
+    trained, _, _ = found.pop("trained"), found.pop("rounds"), found.pop("seconds")
+    rows = [[name, f"{trained[name]:,}", f"{cell['ratio']:.2f}", "{:.2f} to {:.2f}".format(*cell["quartiles"])]
+            for name, cell in sorted(found.items(), key=lambda item: item[1]["ratio"])]  # fmt: skip
+    return markdown(["method", "trained", "step / full fine-tuning's", "quartiles"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "retrieval": retrieval, "shared": shared,
     "methods": methods, "step": step, "startup": startup, "demo": demo, "run": run, "quality": quality,
     "serving": serving, "files": files, "dora": dora, "ordering": ordering, "kernels": kernels, "qlora": qlora,
     "claims": claims, "planned": planned, "published": published, "distilled": distilled, "students": students,
     "cached": cached, "tfew": tfew, "compared": compared, "rivals": rivals,
+    "ranks": ranks, "spectra": spectra, "latency": latency, "costs": costs,
 }  # fmt: skip
 
 
