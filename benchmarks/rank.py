@@ -104,12 +104,13 @@ def spectrum(cell: Cell, runs: Runs) -> dict[str, Any]:
 
 
 def attempt(cell: Cell, label: str, rate: float, seed: int) -> dict[str, Any]:
-    """A run, or what it refused with: a method that does not fit a model is a finding."""
-    from featherweight.core.errors import FeatherweightError
+    """A run, or what it failed with: a method that does not fit the model or diverges is a finding."""
+    from featherweight.core.errors import InputError
+    from featherweight.train import NotFinite
 
     try:
         return one(cell, label, rate, seed)
-    except FeatherweightError as error:
+    except (InputError, NotFinite) as error:
         return {"error": " ".join(str(error).split())[:300]}
 
 

@@ -346,10 +346,10 @@ def latency() -> str:
 
 def costs() -> str:
     """A training step of each method over full fine-tuning's, cheapest first."""
-    found = dict(result("latency")["step"]["MiniLM"])
-    trained, _, _ = found.pop("trained"), found.pop("rounds"), found.pop("seconds")
-    rows = [[name, f"{trained[name]:,}", f"{cell['ratio']:.2f}", "{:.2f} to {:.2f}".format(*cell["quartiles"])]
-            for name, cell in sorted(found.items(), key=lambda item: item[1]["ratio"])]  # fmt: skip
+    found = result("latency")["step"]["MiniLM"]
+    ratios = sorted((found[name]["ratio"], name) for name in found["trained"] if name != "Full")
+    rows = [[name, f"{found['trained'][name]:,}", f"{ratio:.2f}", "{:.2f} to {:.2f}".format(*found[name]["quartiles"])]
+            for ratio, name in ratios]  # fmt: skip
     return markdown(["method", "trained", "step / full fine-tuning's", "quartiles"], rows)
 
 
