@@ -1,6 +1,7 @@
 """`fw.quantize`: what becomes codes and what does not, with reasons; nothing changes where something is wrong."""
 
 import copy
+from math import prod
 from typing import Any
 
 import pytest
@@ -11,14 +12,16 @@ from torch import nn
 import featherweight as fw
 from featherweight.core.anatomy import anatomy
 from featherweight.core.errors import InputError
+from featherweight.core.stack import stacked
 from featherweight.quant import NF4, Absmax, Quantized
+from featherweight.quant.place import tensor
 from featherweight.quant.quantize import quantize
 from featherweight.quant.recipe import Recipe, recipes
 from featherweight.quant.skip import choose
 
 
 def held(model: nn.Module) -> set[str]:
-    return {p for p, m in model.named_modules() if isinstance(m, Quantized)}
+    return {tensor(p) for p, m in model.named_modules() if isinstance(m, Quantized)}
 
 
 @pytest.mark.parametrize(
@@ -27,6 +30,7 @@ def held(model: nn.Module) -> set[str]:
 def test_the_linears_of_the_blocks_become_codes(arch: str) -> None:
     model = tiny(arch)
     before, wanted = logits(model, inputs(arch)), {s.path for s in anatomy(model).roles["linear"]}
+    wanted |= {f"{p}.{n}" for p, m in model.named_modules() for n in stacked(m) if "mlp" in p}
     report = fw.quantize(model, NF4(block=32))
     assert held(model) == wanted == {layer.path for layer in report.layers}
     assert model.quantization_report is report
@@ -43,11 +47,13 @@ def test_what_is_kept_says_why() -> None:
     assert reasons["bert.embeddings.word_embeddings"] == "embedding"
     assert reasons["bert.encoder.layer.0.output.LayerNorm"] == "norm"
     assert reasons["classifier"] == "head"
-    experts = fw.quantize(tiny("mixtral"), NF4()).skipped
-    assert {s.reason for s in experts if s.path.endswith("experts")} == {"a stack of matrices, no linear layer"}
-    assert sum(s.parameters for s in experts) == sum(p.numel() for p in tiny("mixtral").parameters()) - sum(
-        s.module.weight.numel() for s in anatomy(tiny("mixtral")).roles["linear"]
-    )
+    model = tiny("mixtral")
+    total = sum(p.numel() for p in model.parameters())
+    report = fw.quantize(model, NF4(), targets="attention")
+    experts = {s.path: s.reason for s in report.skipped if ".experts." in s.path}
+    assert set(experts.values()) == {"not a target"}
+    assert {p.rsplit(".", 1)[1] for p in experts} == {"gate_up_proj", "down_proj"}
+    assert sum(s.parameters for s in report.skipped) + sum(prod(x.shape) for x in report.layers) == total
 
 
 @pytest.mark.parametrize(

@@ -424,19 +424,6 @@ def test_a_state_may_be_assigned_to_modules_without_memory() -> None:
     assert all(torch.equal(t, state[k]) for k, t in model.state_dict().items())
 
 
-def test_experts_are_skipped_and_the_report_says_so() -> None:
-    """Their 3-d weights are no linear layer's: they stay as they are, counted with the reason."""
-    model = tiny("mixtral")
-    report = fw.quantize(model, NF4())
-    skipped = {s.path: (s.reason, s.parameters) for s in report.skipped}
-    experts = {p: m for p, m in model.named_modules() if p.endswith("mlp.experts")}
-    assert experts
-    for path, module in experts.items():
-        assert skipped[path] == ("a stack of matrices, no linear layer", sum(p.numel() for p in module.parameters()))
-    fw.attach(model, fw.ExpertLoRA(rank=2, targets="attention"))
-    assert logits(model, inputs("mixtral")).isfinite().all()
-
-
 def test_qlora_is_its_equations_5_and_6() -> None:
     """Y = X doubleDequant(c1, c2, W) + s X L1 L2 in bfloat16; doubleDequant is dequant over dequantized constants."""
     plain = layer(48, 128, bias=False, dtype=torch.bfloat16)

@@ -16,22 +16,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.core_model_loading import ConversionOps
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightRenaming, rename_source_key
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from featherweight.core.errors import Problem, raise_all
 from featherweight.core.host import base_modules
-from featherweight.core.part import transposed
 from featherweight.interop import quantized_folder as folder
 from featherweight.interop.stream import Stored
+from featherweight.quant.place import Place, slots
 from featherweight.quant.quantize import problems, rest, settled, unsound
-from featherweight.quant.quantized import Quantized, become_quantized, dequantize
+from featherweight.quant.quantized import Quantized, dequantize
 from featherweight.quant.recipe import Recipe
 from featherweight.quant.report import Layer, Report, measured
 from featherweight.quant.scheme import Scheme
-from featherweight.quant.skip import Place, Skipped, choose, recounted
+from featherweight.quant.skip import Skipped, choose, recounted
 
 
 @dataclass(eq=False)
@@ -138,25 +139,26 @@ def encode(job: Job, name: str, W: Tensor) -> None:
     place, scheme = job.places[name]
     module: Any = place.module
     problem = unsound(name, W)
-    if W.shape != module.weight.shape:
-        problem = Problem("misshapen tensor", name, str(tuple(module.weight.shape)), str(tuple(W.shape)))
+    if W.shape != place.own.shape:
+        problem = Problem("misshapen tensor", name, str(tuple(place.own.shape)), str(tuple(W.shape)))
     if problem is not None:
         job.problems.append(problem)
         return
-    W = W.T.contiguous() if transposed(module) else W
-    packed = scheme.encode(W)
-    job.layers[place.path] = measured(place, W, scheme, packed, W.numel() * module.weight.dtype.itemsize)
-    become_quantized(module, scheme, packed)
-    module._is_hf_initialized = True
+    W = W.mT if place.flip else W
+    W = W if place.name else W.contiguous()
+    packed = place.codec(scheme).encode(W)
+    job.layers[place.path] = measured(place, W, scheme, packed, W.numel() * place.own.dtype.itemsize)
+    for made in (module, place.put(scheme, packed)):
+        made._is_hf_initialized = True
 
 
 def prepare_encoded(quantizer: Quantizer, model: Any) -> None:
     """Choose what is encoded. Weights reach the encoder in fp32, whatever the model's dtype: codes are the file's."""
     job = quantizer.job
     for recipe in job.recipes:
-        choice = choose(model, recipe.targets, recipe.skip)
+        choice = choose(model, recipe.targets, recipe.skip, recipe.scheme)
         raise_all(p for p in problems(choice, recipe.scheme, None) if "meta device" not in p.what)
-        job.places |= {f"{p.path}.weight": (p, recipe.scheme) for p in choice.places}
+        job.places |= {p.key: (p, recipe.scheme) for p in choice.places}
         job.skipped = choice.skipped
     strict = set(model._keep_in_fp32_modules_strict or ())
     model._keep_in_fp32_modules_strict = strict | {f"^{re.escape(name)}$" for name in job.places}
@@ -168,21 +170,24 @@ def prepare_restored(quantizer: Quantizer, model: Any) -> None:
     where = f"{job.where}:quantization_config"
     found = folder.from_dict(quantizer.quantization_config.to_dict(), where)
     places = folder.located(model, found, where)
-    modules = {path: model.get_submodule(place) for path, place in places.items()}
-    shapes = {path: matrix_shape(module) for path, module in modules.items()}
+    there = slots(model)
+    goes = {path: Place(place, there[place][0], "", None, there[place][1]) for path, place in places.items()}
+    shapes = {path: tuple(place.weight.shape) for path, place in goes.items()}
     if job.stored is not None:
-        folder.held_against(found, shapes, job.stored)
-    for path, module in modules.items():
-        layout = found.schemes[path].layout(shapes[path])
+        folder.held_against(found, shapes, named(model, job.stored))
+    for path, place in goes.items():
+        scheme = found.schemes[path]
+        layout = place.codec(scheme).layout(shapes[path])
         empty = {name: torch.empty(dims, dtype=dtype, device="meta") for name, (dtype, dims) in layout.items()}
-        become_quantized(module, found.schemes[path], empty)
-        module._is_hf_initialized = True
-        job.restored.append((places[path], module, found.digests[path]))
+        made = place.put(scheme, empty)
+        place.module._is_hf_initialized = made._is_hf_initialized = True
+        job.restored.append((places[path], made, found.digests[path]))
 
 
-def matrix_shape(module: Any) -> tuple[int, ...]:
-    shape = tuple(module.weight.shape)
-    return shape[::-1] if transposed(module) else shape
+def named(model: Any, stored: Mapping[str, Stored]) -> dict[str, Stored]:
+    """A file's tensors under the names that the model has for them, where transformers renames what it reads."""
+    renamings = [c for c in get_model_conversion_mapping(model) if isinstance(c, WeightRenaming)]
+    return {rename_source_key(key, renamings, [])[0]: tensor for key, tensor in stored.items()}
 
 
 def without_notes(model: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

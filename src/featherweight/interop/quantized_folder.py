@@ -20,6 +20,8 @@ from featherweight.core.host import base_modules
 from featherweight.core.noun import plain
 from featherweight.core.site import kind_of
 from featherweight.interop.stream import Stored
+from featherweight.quant.each import codec
+from featherweight.quant.place import slots
 from featherweight.quant.quantized import Quantized
 from featherweight.quant.scheme import Scheme
 
@@ -95,7 +97,7 @@ def located(model: nn.Module, found: Record, where: str) -> dict[str, str]:
 
     Raises InputError for modules that the model lacks or that are no linear layers there.
     """
-    modules = dict(base_modules(model))
+    modules = slots(model)
     prefix = f"{getattr(model, 'base_model_prefix', '') or '-'}."
     places = {p: next((n for n in (p, prefix + p, p.removeprefix(prefix)) if n in modules), "") for p in found.schemes}
     raise_all(
@@ -107,11 +109,14 @@ def located(model: nn.Module, found: Record, where: str) -> dict[str, str]:
 
 
 def held_against(found: Record, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored]) -> None:
-    """Hold a file against the layouts of its schemes; `shapes`: path in the record -> (out, in).
+    """Hold a file against the layouts of its schemes; `shapes`: path in the record -> (out, in), or
+    (experts, out, in).
 
     Raises one InputError over all missing, extra, misshapen and wrongly typed tensors.
     """
-    wanted = {f"{p}.{n}": spec for p, s in found.schemes.items() for n, spec in s.layout(shapes[p]).items()}
+    wanted = {
+        f"{p}.{n}": spec for p, s in found.schemes.items() for n, spec in codec(s, shapes[p]).layout(shapes[p]).items()
+    }
     raise_all(misfits(found, wanted, stored))
 
 

@@ -17,13 +17,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from featherweight.core.adapter import Adapter
 from featherweight.core.errors import InputError, Problem, did_you_mean, listed, raise_all
 from featherweight.core.host import base_modules
 from featherweight.core.replace import master
 from featherweight.core.site import Site
+from featherweight.core.stack import flipped, stacked
 from featherweight.core.targets import Targets
 from featherweight.methods.lora import LoRA, pick
 from featherweight.methods.lowrank import added
@@ -102,19 +102,13 @@ class ExpertLoRA(LoRA):
         return Experts(site.module, ranks, scales, self.init)
 
 
-def stacked(module: nn.Module) -> list[str]:
-    """The names of a module's weights of several experts; kernels of convolutions and tables (1, n, d) are none."""
-    own = () if isinstance(module, _ConvNd) else module._parameters.items()
-    return [n for n, p in own if p is not None and p.dim() == 3 and len(p) > 1 and p.is_floating_point()]
-
-
 class Experts(Adapter):
     """On a module of experts: for each adapted tensor a pair lora_A.weight (E r, in), lora_B.weight (out, r E)."""
 
     def __init__(self, host: nn.Module, ranks: Mapping[str, int], scales: Mapping[str, float], init: str):
         super().__init__()
         self.ranks, self.scales = dict(ranks), dict(scales)
-        self.flipped = bool(getattr(host, "is_transposed", False))  # (E, in, out)
+        self.flipped = flipped(host)  # (E, in, out)
         self.of = nn.ModuleDict({n: pair(getattr(host, n), rank, self.flipped, init) for n, rank in ranks.items()})
 
     def merge(self, W: Any) -> dict[str, Tensor]:

@@ -21,12 +21,13 @@ from featherweight.core.part import Part, PartBase, Parts
 from featherweight.core.switch import switch_of
 from featherweight.quant.absmax import Absmax
 from featherweight.quant.classes import quantized_class
+from featherweight.quant.place import Place
 from featherweight.quant.qat import QAT, FakeQuantized
 from featherweight.quant.quantize import rest, settled
 from featherweight.quant.quantized import Quantized, become_quantized
 from featherweight.quant.report import Report, measured
 from featherweight.quant.scheme import Packed, Scheme
-from featherweight.quant.skip import Place, roles_of
+from featherweight.quant.skip import roles_of
 
 
 class Found(NamedTuple):

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featherweight.core.part import Part
+from featherweight.quant.place import Place
 from featherweight.quant.scheme import Packed, Scheme
-from featherweight.quant.skip import Place
 
 
 def output_errors(
     model: nn.Module, places: Sequence[Place], scheme: Scheme, packed: Mapping[str, Packed], batches: Iterable[Any]
 ) -> dict[str, float]:
-    """path -> relative error of the layer's output; what no batch reaches has none."""
+    """path -> relative error of the layer's output; what no batch reaches has none, and experts have none."""
+    places = [place for place in places if place.name is None]
     sums = {place.path: torch.zeros(2, dtype=torch.float64) for place in places}
 
     def note(place: Place, x: Tensor) -> None:

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from featherweight.core.errors import InputError, Problem, listed, raise_all
 from featherweight.core.host import base_parameters, refuse_sharded
-from featherweight.core.part import Part
 from featherweight.core.switch import switch_of
 from featherweight.core.targets import Targets
 from featherweight.quant.outputs import output_errors
-from featherweight.quant.quantized import agreed, become_quantized
+from featherweight.quant.place import Place
+from featherweight.quant.quantized import agreed
 from featherweight.quant.report import Layer, Report, measured, with_outputs
 from featherweight.quant.scheme import Packed, Scheme
-from featherweight.quant.skip import Choice, Place, choose
+from featherweight.quant.skip import Choice, choose
 
 # called with the model when some of it has become codes: interop lets transformers know how it is saved
 on_quantize: list[Callable[[nn.Module], None]] = []
@@ -44,12 +44,12 @@ def quantize(
     models, tensors without memory, nothing left to quantize, a calibrated scheme without batches.
     """
     refuse_sharded(model, "quantize", "quantize first, then shard")
-    choice = choose(model, targets, skip)
+    choice = choose(model, targets, skip, scheme)
     raise_all(problems(choice, scheme, batches))
     held = None if batches is None else list(batches)
     packed = encoded(model, choice.places, scheme, held) if held is not None else None
     outputs = {} if packed is None else output_errors(model, choice.places, scheme, packed, held or ())
-    switch_of(model).forget(p.module.weight for p in choice.places)
+    switch_of(model).forget(p.own for p in choice.places)
     layers = with_outputs([replaced(p, scheme, packed, dtype) for p in choice.places], outputs)
     return settled(model, Report(scheme, layers, choice.skipped, rest(model)))
 
@@ -68,23 +68,23 @@ def encoded(model: nn.Module, places: tuple[Place, ...], scheme: Scheme, batches
         from featherweight.quant.calibrate import calibrated
 
         return calibrated(model, places, scheme, batches)
-    return {p.path: scheme.encode(matrix(p.module)) for p in places}
+    return {p.path: p.codec(scheme).encode(matrix(p)) for p in places}
 
 
 def replaced(place: Place, scheme: Scheme, packed: dict[str, Packed] | None, dtype: torch.dtype | None) -> Layer:
     """Make one module a quantized one. Its codes leave `packed`: no more than one layer is kept twice."""
-    W = matrix(place.module)
-    codes = scheme.encode(W) if packed is None else packed.pop(place.path)
-    codes = agreed(place.module, W, scheme, codes)
+    W = matrix(place)
+    codes = place.codec(scheme).encode(W) if packed is None else packed.pop(place.path)
+    codes = agreed(place.module, W, scheme, codes) if place.name is None else codes
     layer = measured(place, W, scheme, codes, W.numel() * W.element_size())
-    become_quantized(place.module, scheme, codes, dtype)
+    place.put(scheme, codes, dtype)
     return layer
 
 
-def matrix(module: nn.Module) -> Tensor:
-    """The weight as (out, in), whatever way round the module keeps it."""
-    W = Part(module).weight.detach()
-    return W if W.is_contiguous() else W.contiguous()
+def matrix(place: Place) -> Tensor:
+    """The weight as (out, in), or a stack of those, whatever way round the module keeps it."""
+    W = place.weight.detach()
+    return W if W.is_contiguous() or place.name is not None else W.contiguous()
 
 
 def rest(model: nn.Module) -> int:
@@ -100,16 +100,16 @@ def problems(choice: Choice, scheme: Scheme, batches: Any = ()) -> Iterator[Prob
     if scheme.calibrated and batches is None:
         yield Problem("the scheme is calibrated on data", "batches", "a few batches of the model's inputs", fix="batches=[...], or --calibration FILE")  # fmt: skip  # noqa: E501
     for place in choice.places:
-        found = unsound(f"{place.path}.weight", place.module.weight)
+        found = unsound(place.key, place.own)
         yield from [found] if found else misfit(place, scheme)
 
 
 def misfit(place: Place, scheme: Scheme) -> Iterator[Problem]:
     """What a scheme has against a shape."""
     try:
-        scheme.layout(tuple(Part(place.module).weight.shape))
+        place.codec(scheme).layout(tuple(place.weight.shape))
     except InputError as error:
-        yield from (Problem(p.what, f"{place.path}.weight", p.expected, p.got, p.fix) for p in error.problems)
+        yield from (Problem(p.what, place.key, p.expected, p.got, p.fix) for p in error.problems)
 
 
 def unsound(name: str, W: Tensor) -> Problem | None:

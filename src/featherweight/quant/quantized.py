@@ -18,6 +18,8 @@ from featherweight.core.base import lend, write
 from featherweight.core.encoded import Encoded, encoded, same
 from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.core.host import Host, frozen_class, lent, reclass
+from featherweight.core.stack import flipped, stacked
+from featherweight.quant.each import codec
 from featherweight.quant.scheme import Packed, Scheme
 from featherweight.quant.stored import misfits, written
 
@@ -28,10 +30,10 @@ class Quantized:
     """Mixin of every quantized module class: `scheme`, the weight's `shape` and `dtype`, and the packed tensors."""
 
     plain: ClassVar[type[nn.Module]]  # what the module was, and what it becomes again
-    flip: ClassVar[bool] = False  # the plain module keeps its weight the other way round, (in, out)
+    flip: bool = False  # the plain module keeps its weight the other way round, (in, out)
     _buffers: dict[str, Tensor | None]
     scheme: Scheme
-    shape: tuple[int, ...]  # (out, in): rows of the matrix, whatever way round the plain module keeps it
+    shape: tuple[int, ...]  # (out, in) or (experts, out, in), whatever way round the plain module keeps it
     dtype: torch.dtype  # what `weight` decodes to: follows `.to(dtype)`, which leaves codes and scales alone
     packed_names: tuple[str, ...]
 
@@ -45,8 +47,8 @@ class Quantized:
     @property
     def weight(self) -> Tensor:
         """The decoded weight as the plain module keeps it, made anew at each reading."""
-        W = self.scheme.decode(self.packed, self.shape, self.dtype)
-        return W.T if self.flip else W
+        W = codec(self.scheme, self.shape).decode(self.packed, self.shape, self.dtype)
+        return W.mT if self.flip else W
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         if name == "weight":
@@ -126,17 +128,24 @@ def agreed(module: Any, W: Tensor, scheme: Scheme, packed: Packed) -> Packed:
     return packed if same(kept, W) else scheme.encode(kept)
 
 
-def become_quantized(module: Any, scheme: Scheme, packed: Packed, dtype: torch.dtype | None = None) -> None:
-    """Make a plain module a quantized one, in place: its weight goes, `packed` (of the matrix (out, in)) comes.
+def become_quantized(
+    module: Any, scheme: Scheme, packed: Packed, dtype: torch.dtype | None = None, name: str = "weight"
+) -> Any:
+    """Make a plain module a quantized one, in place: its weight goes, `packed` (of the matrix (out, in)) comes; of a
+    module of experts the weight (experts, out, in) of this name. Gives the module that holds the codes.
 
     `dtype` is what the weight decodes to, its own where None. Two modules given the same tensors share them.
     Raises InputError for a module that has no quantized class, and for packed tensors that do not fit.
     """
     from featherweight.quant.classes import quantized_class
+    from featherweight.quant.experts import become_stack
 
+    W = module._parameters.get(name)
+    if W is not None and name in stacked(module):
+        raise_all(misfits(scheme, tuple(W.mT.shape if flipped(module) else W.shape), packed, ""))
+        return become_stack(module, name, scheme, packed, dtype)
     plain = frozen_class(module)
     cls = quantized_class(plain)
-    W = module._parameters.get("weight")
     if cls is None or W is None:
         raise InputError(Problem("this kind of module cannot be quantized", got=plain.__name__))
     shape = tuple(W.shape[::-1] if cls.flip else W.shape)
@@ -147,6 +156,7 @@ def become_quantized(module: Any, scheme: Scheme, packed: Packed, dtype: torch.d
     for name, tensor in packed.items():
         module.register_buffer(name, tensor)
     reclass(module, cls)
+    return module
 
 
 def become_plain(module: Any, W: Tensor | None = None) -> None:
@@ -166,6 +176,11 @@ def dequantize(model: nn.Module) -> nn.Module:
     """Every quantized module a plain one again, in place, its weight as decoded, and frozen. Adapters stay; modules
     that shared their codes share the weight.
     """
+    from featherweight.quant.experts import Experts, codes_of, leave_stack
+
+    for experts in [m for m in model.modules() if isinstance(m, Experts)]:
+        for name in codes_of(experts):
+            leave_stack(experts, name)
     found = [(m, next(iter(m.packed.values()))) for m in model.modules() if isinstance(m, Quantized)]
     times = Counter(id(codes) for _, codes in found)
     made: dict[int, Any] = {}
@@ -187,13 +202,20 @@ def known(module: Any) -> Mapping[str, Encoded]:
         return encoded_again(scheme, W, shape, dtype, flip)
 
     kept = tuple(module.packed.values())
-    return {"weight": Encoded(shape[::-1] if flip else shape, dtype, repr(scheme), kept, again)}
+    return {"weight": Encoded(turned(shape) if flip else shape, dtype, repr(scheme), kept, again)}
+
+
+def turned(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape with its last two dimensions exchanged."""
+    *lead, out, into = shape
+    return (*lead, into, out)
 
 
 def encoded_again(scheme: Scheme, W: Tensor, shape: tuple[int, ...], dtype: torch.dtype, flip: bool) -> Tensor:
     """decode(encode(W)), W as the plain module keeps it."""
-    back = scheme.decode(scheme.encode(W.T if flip else W), shape, dtype)
-    return back.T if flip else back
+    coder = codec(scheme, shape)
+    back = coder.decode(coder.encode(W.mT if flip else W), shape, dtype)
+    return back.mT if flip else back
 
 
 @lend.register(Quantized)
@@ -215,5 +237,5 @@ def write_merged(host: Any, name: str, W: Tensor, again: bool = False) -> None:
 
 def reencode(module: Any, W: Tensor) -> None:
     """Put W, as the plain module keeps it, into a quantized module as new codes of its scheme."""
-    for name, tensor in module.scheme.encode(W.T if module.flip else W).items():
+    for name, tensor in codec(module.scheme, module.shape).encode(W.mT if module.flip else W).items():
         module._buffers[name] = tensor

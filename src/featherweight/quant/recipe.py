@@ -14,6 +14,8 @@ from featherweight.core.errors import InputError, Problem
 from featherweight.core.host import base_modules
 from featherweight.core.noun import plain
 from featherweight.core.targets import Targets
+from featherweight.quant.experts import Stack
+from featherweight.quant.place import many, stacks, tensor
 from featherweight.quant.quantized import Quantized
 from featherweight.quant.scheme import Scheme
 
@@ -60,10 +62,15 @@ def frozen(entries: Any) -> Any:
 
 def recipes(model: nn.Module) -> tuple[Recipe, ...]:
     """The recipes that make a model's like from its float checkpoint; none where nothing in it is quantized."""
-    held = {path: m.scheme for path, m in base_modules(model) if isinstance(m, Quantized)}
+    held = {tensor(path): m.scheme for path, m in base_modules(model) if isinstance(m, Quantized)}
     if not held:
         return ()
-    every = {site.path for site in anatomy(model).roles.get(EVERY, [])}
+    there = anatomy(model)
+    every = {site.path for site in there.roles.get(EVERY, [])}
+    blocks = [(f"{path}.", i) for i, (path, _) in enumerate(there.blocks)]
+    if all(scheme.stacks for scheme in held.values()):
+        every |= {place.path for place in stacks(model, blocks) if place.block is not None and many(place)}
+        every |= {tensor(path) for path, m in base_modules(model) if isinstance(m, Stack)}
     kinds = dict.fromkeys(held.values())
     if len(kinds) == 1 and every == set(held):
         return (Recipe(next(iter(kinds))),)

@@ -8,6 +8,7 @@ entropy  -Σ p log2 p bits of the codes' shares p  collisions  Σ p²: the chanc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from math import prod
 from typing import Any
 
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor
 
 from featherweight.quant import packing
+from featherweight.quant.each import one
+from featherweight.quant.place import Place
 from featherweight.quant.scheme import Scheme
-from featherweight.quant.skip import Place, Skipped, grouped
+from featherweight.quant.skip import Skipped, grouped
 
 
 @dataclass(frozen=True)
@@ -143,14 +146,25 @@ class Report:
 
 
 def measured(place: Place, W: Tensor, scheme: Scheme, packed: Mapping[str, Tensor], bytes_before: int) -> Layer:
-    """Compare a weight (out, in) with what its codes decode to."""
+    """Compare a weight (out, in), or a stack of those, with what its codes decode to."""
     shape = tuple(W.shape)
+    if len(shape) == 3:
+        parts = [measured(place, M.contiguous(), scheme, one(packed, e), 0) for e, M in enumerate(W)]
+        return together(replace(parts[0], shape=shape, before=bytes_before), parts)
     error = scheme.decode(packed, shape, torch.float32)
     error -= W
     after = sum(t.numel() * t.element_size() for t in packed.values())
     signal, noise = squares(W), squares(error)
     used = usage(packed, shape, scheme.unpacked(packed, shape))
     return Layer(place.path, place.role, place.block, shape, bytes_before, after, signal, noise, used)
+
+
+def together(first: Layer, parts: Sequence[Layer]) -> Layer:
+    """The layer that several make, each of them one matrix of it."""
+    after, signal, noise = (sum(getattr(p, n) for p in parts) for n in ("after", "signal", "noise"))
+    counts = [p.usage.counts for p in parts if p.usage is not None]
+    used = Usage(tuple(sum(column) for column in zip_longest(*counts, fillvalue=0))) if counts else None
+    return replace(first, after=after, signal=signal, noise=noise, usage=used)
 
 
 def squares(x: Tensor) -> float:

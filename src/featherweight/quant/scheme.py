@@ -34,6 +34,11 @@ class Scheme(Noun):
         return False
 
     @property
+    def stacks(self) -> bool:
+        """Whether the matrices of experts can be kept so: nothing is known of what each of them will read."""
+        return not self.calibrated
+
+    @property
     def idempotent(self) -> bool:
         """Whether encoding what was decoded gives the same codes."""
         return True

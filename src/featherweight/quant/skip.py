@@ -1,9 +1,11 @@
 """Which modules are quantized, and why each of the others is not.
 
-The linear layers of the blocks are, by default; norms, embeddings and heads stay as they are. What cannot be encoded
-(a tied matrix, a class without a quantized form, some rows of a fused projection) is skipped with its reason.
+The linear layers of the blocks are, by default, and the 3-d weights of experts; norms, embeddings and heads stay as
+they are. What cannot be encoded (a tied matrix, a class without a quantized form, some rows of a fused projection) is
+skipped with its reason.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,28 +16,23 @@ from torch import nn
 from featherweight.core.anatomy import Anatomy, anatomy
 from featherweight.core.errors import raise_all
 from featherweight.core.host import base_modules, frozen_class
-from featherweight.core.lexicon import EACH
+from featherweight.core.lexicon import EACH, ROLES, UNIONS
 from featherweight.core.site import Site, kind_of
+from featherweight.core.stack import stacked
 from featherweight.core.targets import UNCALLED, Targets, matches, nothing
 from featherweight.quant.classes import quantized_class
+from featherweight.quant.place import Place, many, stacks
 from featherweight.quant.quantized import Quantized
+from featherweight.quant.scheme import Scheme
 
 KINDS = ("linear", "embedding", "conv", "norm", "other")
 
 
-@dataclass(frozen=True, eq=False)
-class Place:
-    """A module to quantize. `block` is the number of its block (the encoder's before the decoder's), None outside."""
-
-    path: str
-    module: Any
-    role: str
-    block: int | None
-
-
 @dataclass(frozen=True)
 class Skipped:
-    """A module that keeps its tensors as they are; `parameters` counts a shared tensor where it is first found."""
+    """A module, or one 3-d weight of experts, that keeps its tensors as they are; `parameters` counts a shared tensor
+    where it is first found.
+    """
 
     path: str
     reason: str
@@ -50,22 +47,31 @@ class Choice:
     skipped: tuple[Skipped, ...]
 
 
-def choose(model: nn.Module, targets: Targets = "linear", skip: Targets = ()) -> Choice:
-    """The modules that `targets` names (roles, names, regexes or a predicate), less `skip` and what cannot be encoded.
+def choose(model: nn.Module, targets: Targets = "linear", skip: Targets = (), scheme: Scheme | None = None) -> Choice:
+    """The modules that `targets` names (roles, names, regexes or a predicate), less `skip` and what cannot be encoded
+    (by `scheme`, where it is known).
 
     A skipped container takes all inside it along. Raises InputError for entries that match nothing.
     """
     there = anatomy(model)
-    wanted, spared = found(model, targets, "targets", whole=True), found(model, skip, "skip", whole=False)
+    roles, blocks = roles_of(there), [(f"{path}.", i) for i, (path, _) in enumerate(there.blocks)]
+    experts = list(stacks(model, blocks))
+    wanted, spared = (found(model, e, w, experts) for e, w in ((targets, "targets"), (skip, "skip")))
     owners: defaultdict[int, list[str]] = defaultdict(list)
     for path, module in base_modules(model):
         for p in module._parameters.values():
             owners[id(p)].append(path)
     places, skipped = [], []
-    roles, blocks = roles_of(there), [(f"{path}.", i) for i, (path, _) in enumerate(there.blocks)]
     deaf = [(f"{p}." if p else "", type(m).__name__) for p, m in base_modules(model) if isinstance(m, UNCALLED)]
     for path, module in base_modules(model):
-        own = [p for p in module._parameters.values() if p is not None]
+        mine = [place for place in experts if place.module is module]
+        for place in mine:
+            reason = spare(place.path, spared) or unfit(place, place.path in wanted, scheme, owners)
+            if reason:
+                skipped.append(Skipped(place.path, reason, place.own.numel()))
+            else:
+                places.append(place)
+        own = owned(module)
         if not own and not isinstance(module, Quantized):
             continue
         reason = spare(path, spared) or refusal(module, path, wanted.get(path), roles, owners, deaf)
@@ -77,13 +83,21 @@ def choose(model: nn.Module, targets: Targets = "linear", skip: Targets = ()) ->
     return Choice(tuple(places), recounted(model, skipped))
 
 
-def found(model: nn.Module, entries: Targets, where: str, whole: bool) -> dict[str, tuple[str, list[Site]]]:
-    """path -> (the entry that names it, its sites). `whole`: among modules that may have a matrix, not containers."""
+def found(
+    model: nn.Module, entries: Targets, where: str, experts: Sequence[Place]
+) -> dict[str, tuple[str, list[Site]]]:
+    """path -> (the entry that names it, its sites), 3-d weights of experts by the paths of the tensors. Targets are
+    among modules that may have a matrix, what to skip may be a container.
+    """
+    whole = where == "targets"
     open_to = [(p, m) for p, m in base_modules(model) if p and (not whole or "weight" in m._parameters or quantized(m))]
     if callable(entries):
-        return {p: ("the predicate", [Site(p, m)]) for p, m in open_to if entries(p, m)}
+        pairs = [*open_to, *((place.path, place.module) for place in experts)]
+        return {p: ("the predicate", [Site(p, m)]) for p, m in pairs if entries(p, m)}
     listed = (entries,) if isinstance(entries, str) else tuple(entries)
     sites = {e: matches(model, e, open_to, KINDS) for e in listed}
+    for entry, hits in sites.items():
+        hits += [Site(place.path, place.module) for place in experts if means(entry, place)]
     raise_all(
         replace(nothing(repr(e), model, open_to, KINDS, e), what=f"{e!r} matches nothing", where=where)
         for e, hits in sites.items()
@@ -98,6 +112,23 @@ def found(model: nn.Module, entries: Targets, where: str, whole: bool) -> dict[s
 
 def quantized(module: nn.Module) -> bool:
     return isinstance(module, Quantized)
+
+
+def means(entry: str, place: Place) -> bool:
+    """Whether an entry of targets or skip names a 3-d weight of experts: a role of its own, or a path."""
+    if entry in ROLES:
+        roles = UNIONS.get(entry, (entry,))
+        return (entry == "linear" and place.block is not None and many(place)) or set(place.role.split("+")) <= {*roles}
+    return bool(re.fullmatch(rf"(?:.*\.)?(?:{entry})(?:\.{place.name})?", place.path))
+
+
+def unfit(place: Place, wanted: bool, scheme: Scheme | None, owners: dict[int, list[str]]) -> str:
+    """Why a 3-d weight of experts is not quantized, "" where it is."""
+    if not wanted:
+        return "not a target" if many(place) else "a stack of matrices, no linear layer"
+    if scheme is not None and not scheme.stacks:
+        return f"what each expert reads is not known: {type(scheme).__name__} is calibrated on it"
+    return "tied to another module" if len(owners[id(place.own)]) > 1 else ""
 
 
 def spare(path: str, spared: dict[str, tuple[str, list[Site]]]) -> str:
@@ -136,8 +167,6 @@ def plain_reason(module: nn.Module, role: str) -> str:
     if role in ("head", "embedding", "norm"):
         return role
     kind = kind_of(module)
-    if kind == "other" and any(p is not None and p.dim() > 2 for p in module._parameters.values()):
-        return "a stack of matrices, no linear layer"
     return {"linear": "not a target", "conv": "convolution", "other": "own tensors"}.get(kind, kind)
 
 
@@ -158,12 +187,18 @@ def leaf(path: str) -> str:
 def recounted(model: nn.Module, skipped: Sequence[Skipped]) -> tuple[Skipped, ...]:
     """The same with the parameters that the modules have now: weights are tied after a model was chosen from."""
     seen: set[int] = set()
-    made, modules = [], dict(base_modules(model))
+    made, modules, apart = [], dict(base_modules(model)), {place.path: place for place in stacks(model, [])}
     for s in skipped:
-        own = {id(p): p.numel() for p in modules[s.path]._parameters.values() if p is not None}
-        made.append(replace(s, parameters=sum(n for i, n in own.items() if i not in seen)))
-        seen |= set(own)
+        own = [apart[s.path].own] if s.path in apart else owned(modules[s.path])
+        counts = {id(p): p.numel() for p in own}
+        made.append(replace(s, parameters=sum(n for i, n in counts.items() if i not in seen)))
+        seen |= set(counts)
     return tuple(made)
+
+
+def owned(module: Any) -> list[Any]:
+    """A module's tensors but for 3-d weights of experts, which are listed by themselves."""
+    return [p for n, p in module._parameters.items() if p is not None and n not in stacked(module)]
 
 
 def grouped(skipped: Sequence[Skipped]) -> list[tuple[str, int, int]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from featherweight.core.errors import Problem, did_you_mean
+from featherweight.quant.each import codec
 from featherweight.quant.scheme import Scheme
 
 
@@ -37,7 +38,7 @@ def misfits(
     problems = [] if record is None else another(scheme, shape, record, prefix)
     if problems:
         return problems  # tensors of another format differ in everything else, too
-    layout = scheme.layout(shape)
+    layout = codec(scheme, shape).layout(shape)
     for name in [n for n in packed if n not in layout]:
         fix = did_you_mean(name, layout)
         problems.append(Problem(f"not a packed tensor of {scheme!r}", prefix + name, fix=fix))

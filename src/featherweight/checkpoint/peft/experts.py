@@ -18,7 +18,8 @@ from featherweight.core.host import base_modules
 from featherweight.core.method import Method
 from featherweight.core.part import transposed
 from featherweight.core.site import kind_of
-from featherweight.methods.experts import ExpertLoRA, Experts, stacked
+from featherweight.core.stack import stacked
+from featherweight.methods.experts import ExpertLoRA, Experts
 from featherweight.methods.lora import LoRA
 
 TARGETS = "target_parameters"

@@ -25,6 +25,7 @@ from featherweight.interop.quantized.bnb4 import write4
 from featherweight.interop.quantized.bnb8 import Weight8, write8
 from featherweight.quant.gptq import GPTQ
 from featherweight.quant.llmint8 import LLMInt8
+from featherweight.quant.place import tensor
 from featherweight.quant.quantized import Quantized
 from featherweight.quant.scheme import Packed, Scheme
 
@@ -102,7 +103,8 @@ def write(model: Any, folder: str | os.PathLike[str], form: Format, held: Mappin
 def refused(form: Format, held: Mapping[str, Any]) -> Iterator[Problem]:
     for path, module in held.items():
         if not isinstance(module, nn.Linear) and kind_of(module) != "linear":
-            yield Problem("not a linear layer", path, "linear layers alone", type(module).__name__, "quantize it not")
+            fix = f"skip {tensor(path)!r} in quantizing, or keep the model in our own format"
+            yield Problem("not a linear layer", path, "linear layers alone", type(module).__name__, fix)
         yield from form.unsayable(module.scheme, path)
 
 
