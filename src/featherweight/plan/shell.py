@@ -19,9 +19,8 @@ from featherweight.core.attach import attach
 from featherweight.core.errors import InputError, Problem, did_you_mean
 from featherweight.core.host import base_modules, hosts
 from featherweight.core.method import Method
-from featherweight.core.part import Part
 from featherweight.plan.live import ASSUMED
-from featherweight.quant.quantized import Quantized, become_quantized
+from featherweight.quant.quantized import Quantized
 from featherweight.quant.recipe import Recipe
 from featherweight.quant.skip import choose
 
@@ -161,10 +160,10 @@ def blocks_of(model: nn.Module) -> list[nn.ModuleList]:
 
 def quantized(model: nn.Module, recipe: Recipe) -> None:
     """Quantize a meta model: every layer that `fw.quantize` takes gets packed tensors of its layout."""
-    for place in choose(model, recipe.targets, recipe.skip).places:
-        layout = recipe.scheme.layout(tuple(Part(place.module).weight.shape))
+    for place in choose(model, recipe.targets, recipe.skip, recipe.scheme).places:
+        layout = place.codec(recipe.scheme).layout(tuple(place.weight.shape))
         packed = {name: torch.empty(dims, dtype=dtype, device="meta") for name, (dtype, dims) in layout.items()}
-        become_quantized(place.module, recipe.scheme, packed)
+        place.put(recipe.scheme, packed)
 
 
 def frozen_tensors(model: nn.Module) -> Iterator[Tensor]:
