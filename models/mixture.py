@@ -2,10 +2,10 @@
 
     prompt  ->  answer              Sanh et al. 2022, arXiv:2110.08207: fine-tuned on prompted tasks, asked about others
 
-Every task is made of the same texts as the first phase, with prompts written for this project. Kept out: every row of
-T-Few's held-out tasks (HELD_OUT) and their kind: no inference between sentences, no choice of an ending or of a cause,
-no pronouns, no senses of words. For few-shot experiments with a signal, a third of banking77's intents (`held_intent`)
-and every question after a restaurant's food are kept out too.
+Every task is made of the same texts as the first phase, with prompts written for this project; two prompts in ten go on
+with restoring spans. Kept out: every row of T-Few's held-out tasks (HELD_OUT) and their kind: no inference between
+sentences, no choice of an ending or of a cause, no pronouns, no senses of words. For few-shot experiments with a
+signal, a third of banking77's intents (`held_intent`) and every question after a restaurant's food are kept out too.
 """
 
 import random
@@ -61,10 +61,11 @@ PROMPTS = {
     "source": ("{text}\nIs this from {options}?", "Where was this written? Options: {options}. {text}",
                "Text: {text}\nThe text is from"),
     "instruct": ("{text}",),
+    "restore": ("{text}",),
 }  # fmt: skip
-WEIGHTS = {"describe": 3, "details": 2, "place": 1, "kind": 1, "area": 1, "family": 1, "near": 1, "same_place": 2,
-           "intent": 4, "is_intent": 2, "same_intent": 3, "solve": 3, "belongs": 2, "word": 4, "mentions": 3,
-           "source": 2, "instruct": 2}  # fmt: skip
+WEIGHTS = {"describe": 3, "details": 2, "place": 1, "kind": 1, "area": 1, "family": 1, "near": 2, "same_place": 3,
+           "intent": 5, "is_intent": 4, "same_intent": 4, "solve": 3, "belongs": 2, "word": 4, "mentions": 5,
+           "source": 2, "instruct": 1, "restore": 10}  # fmt: skip
 PLACES = {
     "wikitext2": "an encyclopedia", "calib_text": "a web page", "tinystories_sample": "a story for children",
     "tinyshakespeare": "a play", "gsm8k": "a school book", "banking77": "a letter to a bank",
@@ -259,6 +260,23 @@ def instruct(of: Mixture, draw: Draw) -> Made | None:
     return ({"text": order[-LONGEST:]}, answer[:LONGEST], ()) if len(order) < 2 * LONGEST else None
 
 
+def restore(of: Mixture, draw: Draw) -> Made | None:
+    """The first phase's task goes on, so that it is not forgotten: 2 to 4 spans of 1 to 4 of a text's words."""
+    words = draw.choice(of.documents[draw.choice(sorted(of.documents))]).replace("<unk>", "").split()
+    start = draw.randrange(max(1, len(words) - 40))
+    words = words[start : start + 40]
+    if len(words) < 20:
+        return None
+    starts = sorted(draw.sample(range(0, len(words) - 5, 6), draw.choice((2, 3, min(4, (len(words) - 1) // 6)))))
+    text, hidden, last = "", "", 0
+    for i, begin in enumerate(starts):
+        end = begin + draw.randint(1, 4)
+        text += " ".join(words[last:begin]) + f" <extra_id_{i}> "
+        hidden += f" <extra_id_{i}> " + " ".join(words[begin:end])
+        last = end
+    return {"text": text + " ".join(words[last:])}, hidden.strip(), ()
+
+
 def short(text: str) -> str:
     return text if len(text) <= LONGEST else text[:LONGEST].rsplit(" ", 1)[0] + " ..."
 
@@ -268,5 +286,5 @@ TASKS: dict[str, Callable[[Mixture, Draw], Made | None]] = {
     "kind": chosen("eatType", ("pub", "coffee shop", "restaurant")),
     "area": chosen("area", ("riverside", "city centre")),
     "intent": intent, "is_intent": is_intent, "same_intent": same_intent, "solve": solve, "belongs": belongs,
-    "word": word, "mentions": mentions, "source": source, "instruct": instruct,
+    "word": word, "mentions": mentions, "source": source, "instruct": instruct, "restore": restore,
 }  # fmt: skip

@@ -24,19 +24,18 @@ from featherweight.data.windows import windows
 HERE = Path(__file__).resolve().parent
 SEED = 0
 LENGTH = 128
-SHARED = {"seed": SEED, "batch": 16, "warmup": 0.05, "precision": "bf16", "best": False, "log": 50,
-          "keep": 1, "eval_every": 250, "checkpoint_every": 250}  # fmt: skip
+SHARED = {"seed": SEED, "warmup": 0.05, "best": False, "log": 50, "keep": 1, "eval_every": 250,
+          "checkpoint_every": 250}  # fmt: skip
 PHASES: dict[str, dict[str, dict[str, Any]]] = {
     "bert": {
-        "texts": {"task": fw.MaskedLM(rate=0.25), "steps": 2000, "lr": 1e-3, "decay": 0.01, "length": LENGTH},
-        "again": {"task": fw.MaskedLM(rate=0.25), "steps": 1500, "lr": 1e-3, "decay": 0.01, "length": LENGTH,
-                  "seed": 1},
+        "texts": {"task": fw.MaskedLM(rate=0.25), "steps": 4300, "batch": 32, "lr": 1.5e-3, "decay": 0.01,
+                  "length": LENGTH},
     },
     "t5": {
-        "texts": {"task": fw.SpanCorruption(density=0.25), "steps": 1300, "lr": 1e-2, "optimizer": "adafactor",
-                  "decay": 0.01, "length": LENGTH},
-        "prompts": {"task": fw.Seq2Seq(), "steps": 1100, "lr": 1e-2, "optimizer": "adafactor",
-                    "length": LENGTH, "buckets": False},
+        "texts": {"task": fw.SpanCorruption(density=0.25), "steps": 1200, "batch": 32, "lr": 1e-2,
+                  "optimizer": "adafactor", "decay": 0.01, "length": LENGTH},
+        "prompts": {"task": fw.Seq2Seq(), "steps": 2000, "batch": 64, "lr": 1e-2, "optimizer": "adafactor",
+                    "length": 192},
     },
 }  # fmt: skip
 
@@ -64,7 +63,7 @@ def read(data: Path, tokenizer: shapes.Words) -> dict[str, list[dict[str, str]]]
 
 def prompts(data: Path, tokenizer: shapes.Words) -> dict[str, list[dict[str, str]]]:
     """As many prompts as the phase reads, each seen once, and 512 of the dev rows."""
-    count = PHASES["t5"]["prompts"]["steps"] * SHARED["batch"]
+    count = PHASES["t5"]["prompts"]["steps"] * PHASES["t5"]["prompts"]["batch"]
     return {
         split: [{"prompt": item.prompt, "completion": item.answer} for item in Mixture(data, split).items(n, SEED)]
         for split, n in (("train", count), ("valid", 512))

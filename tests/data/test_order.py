@@ -38,7 +38,7 @@ def test_seeds_and_epochs_differ():
 def test_cuts_have_the_least_padding(sizes, parts, most):
     """Against every way to cut the sorted lengths."""
     n, order = len(sizes), sorted(sizes)
-    found = {len(made): (tokens, made) for tokens, made in cuts(sizes, parts, most)}
+    found = {len(made): (tokens, made) for tokens, made in cuts([[n] for n in sizes], parts, most)}
     for k in range(1, parts + 1):
         ways = [(0, *inner, n) for inner in combinations(range(1, n), k - 1)] if k <= n else []
         ways = [w for w in ways if all(b - a <= most for a, b in pairwise(w))]
@@ -49,6 +49,25 @@ def test_cuts_have_the_least_padding(sizes, parts, most):
             assert sorted(i for group in made for i in group) == list(range(n))
             assert tokens == sum(len(g) * max(sizes[i] for i in g) for g in made)
             assert all(0 < len(g) <= most for g in made)
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=2, max_size=7), st.integers(1, 4))
+def test_cuts_count_a_decoders_padding(sizes, parts):
+    """Never more than when sorted by the inputs alone, and what is said is what the groups are padded to."""
+    by_inputs = {len(made): made for _, made in cuts([[n] for n, _ in sizes], parts, 7)}
+    for tokens, made in cuts(sizes, parts, 7):
+        assert sorted(i for group in made for i in group) == list(range(len(sizes)))
+        assert tokens == padding(made, sizes) <= padding(by_inputs[len(made)], sizes)
+
+
+def padding(groups, sizes):
+    return sum(len(g) * sum(max(sizes[i][d] for i in g) for d in (0, 1)) for g in groups)
+
+
+def test_a_long_answer_is_not_read_with_short_ones():
+    """Prompts of one length: only the answers can tell the rows apart."""
+    sizes = [(9, 1), (9, 50), (9, 2), (9, 48)]
+    assert [sorted(g) for g in dict((len(m), m) for _, m in cuts(sizes, 2, 4))[2]] == [[0, 2], [1, 3]]
 
 
 def test_weights_give_shares_and_keep_the_size_of_an_epoch():

@@ -81,3 +81,16 @@ def test_ranks_have_as_many_micro_batches_and_accumulate_is_the_least():
 def test_fewer_rows_than_micro_batches():
     feed = unlike(batch=3)
     assert held(feed.step(1, Ranks(torch.device("cpu")), 5)) == held(feed.step(1, Ranks(torch.device("cpu")), 1))
+
+
+def test_a_decoders_rows_are_cut_by_their_own_lengths_too():
+    """Inputs of one length; labels, or choices, are what is padded."""
+    answers = [2, 40, 3, 38] * 4
+    spelt = [Encoded(f"f:{i}", [7] * 90, [7] * n) for i, n in enumerate(answers)]
+    chosen = [Encoded(f"f:{i}", [7] * 90, 0, choices=[[7] * n] * 2) for i, n in enumerate(answers)]
+    for given in (spelt, chosen):
+        cut = Feed(given, batch=16, seed=0, pad=0).step(1, Ranks(torch.device("cpu")), 1)
+        assert len(cut) > 1
+        assert all(len({answers[i] > 20 for item in micro for i in item}) == 1 for micro in cut)
+    causal = Feed([Encoded(f"f:{n}", [7] * n, [7] * n) for n in answers], batch=16, seed=0, pad=0)
+    assert causal.sizes == [(n,) for n in answers]

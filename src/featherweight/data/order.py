@@ -1,6 +1,6 @@
 """Which rows make which batch: pure functions of integers, so that resuming needs no generator state."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -23,35 +23,50 @@ def batches(rows: int, batch: int, seed: int, epoch: int, weights: Sequence[floa
     return [order[i : i + batch].tolist() for i in range(0, len(order), batch)]
 
 
-def cuts(lengths: Sequence[int], parts: int, most: int) -> list[tuple[int, list[list[int]]]]:
-    """Positions cut into 1, 2 … `parts` groups of like length with the least padding: for each (padded tokens, groups).
+def cuts(sizes: Sequence[Sequence[int]], parts: int, most: int) -> list[tuple[int, list[list[int]]]]:
+    """Positions cut into 1, 2 … `parts` groups of like size with little padding: for each (padded tokens, groups).
 
-    A group has at most `most` positions; a number of groups that cannot hold all is left out. The batch stays what it
-    is: its gradient is a sum over rows, so a group may be a micro-batch of its own.
+    A size has a length for each sequence that is padded by itself: an encoder's and a decoder's. With one the padding
+    is the least there is; with several, the least among the positions sorted by any of them or by their sum. A group
+    has at most `most` positions; a number of groups that cannot hold all is left out. The batch stays what it is: its
+    gradient is a sum over rows, so a group may be a micro-batch of its own.
     """
+    lengths = np.array(sizes, dtype=np.float64)  # (positions, sequences)
+    keys = [lengths.sum(1), *(lengths.T if lengths.shape[1] > 1 else ())]
+    found: dict[int, tuple[int, list[list[int]]]] = {}
+    for key in keys:
+        order = np.argsort(key, kind="stable")
+        for tokens, made in runs(lengths[order], parts, most):
+            if len(made) not in found or tokens < found[len(made)][0]:
+                found[len(made)] = tokens, [order[first:end].tolist() for first, end in made]
+    return [found[k] for k in sorted(found)]
+
+
+def runs(
+    lengths: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", parts: int, most: int
+) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """The best cuts of positions that keep their order: (padded tokens, (first, end) of each group)."""
     n = len(lengths)
-    order = sorted(range(n), key=lambda i: lengths[i])
-    ends = np.array([lengths[i] for i in order], dtype=np.float64)  # a group ending here is padded to this
     starts, stops = np.arange(n)[:, None], np.arange(n)[None, :]
     size = stops - starts + 1
-    padded = np.where((size > 0) & (size <= most), size * ends[None, :], np.inf)  # (first, last) -> tokens
-    best, made, found = padded[0] if n else np.zeros(0), [np.zeros(n, dtype=np.int64)], []
+    longest = np.stack([np.maximum.accumulate(np.where(stops >= starts, own, 0.0), 1) for own in lengths.T]).sum(0)
+    padded = np.where((size > 0) & (size <= most), size * longest, np.inf)  # (first, last) -> tokens
+    best, made = padded[0], [np.zeros(n, dtype=np.int64)]
     for k in range(1, min(parts, n) + 1):
         if k > 1:
             before = np.concatenate([[np.inf], best[:-1]])[:, None] + padded
             made.append(before.argmin(0))
             best = before.min(0)
         if np.isfinite(best[-1]):
-            found.append((int(best[-1]), groups(order, made)))
-    return found
+            yield int(best[-1]), groups(made)
 
 
-def groups(order: list[int], made: list["np.ndarray[tuple[int], np.dtype[np.int64]]"]) -> list[list[int]]:
+def groups(made: list["np.ndarray[tuple[int], np.dtype[np.int64]]"]) -> list[tuple[int, int]]:
     """Follow each group's first position back from the end."""
-    found, end = [], len(order)
+    found, end = [], len(made[0])
     for firsts in reversed(made):
         start = int(firsts[end - 1])
-        found.append(order[start:end])
+        found.append((start, end))
         end = start
     return found[::-1]
 

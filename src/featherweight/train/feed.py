@@ -84,8 +84,17 @@ class Feed:
 
     def plans(self, share: Sequence[int], parts: int, most: int) -> Iterator[tuple[int, tuple[int, list[list[int]]]]]:
         """(number of micro-batches, (padded tokens, positions of each)) of one rank's items."""
-        lengths = [sum(len(self.rows[i].input_ids) for i in self.items[item]) for item in share]
-        return ((len(groups), (tokens, groups)) for tokens, groups in cuts(lengths, parts, most))
+        sizes = [[sum(own) for own in zip(*(self.sizes[i] for i in self.items[item]), strict=True)] for item in share]
+        return ((len(groups), (tokens, groups)) for tokens, groups in cuts(sizes, parts, most) if sizes)
+
+    @cached_property
+    def sizes(self) -> list[tuple[int, ...]]:
+        """Tokens of each row: its inputs and, where a decoder has rows of its own, its labels or all of its choices."""
+        inputs = [len(row.input_ids) for row in self.rows]
+        others = [beside(row) for row in self.rows]
+        if all(other in (0, own) for other, own in zip(others, inputs, strict=True)):
+            return [(own,) for own in inputs]
+        return list(zip(inputs, others, strict=True))
 
     def where(self, number: int) -> list[str]:
         """file:line of all rows of a step."""
@@ -143,13 +152,25 @@ def packed(numbers: Sequence[int], rows: Sequence[Encoded], length: int) -> list
     return [[numbers[i] for i in item] for item in bins]
 
 
+def beside(row: Encoded) -> int:
+    """Tokens of a row's choices, else of its labels; 0 where a label is no sequence of tokens."""
+    if row.choices:
+        return sum(map(len, row.choices))
+    return len(row.labels) if sequence(row) else 0
+
+
 def units(row: Encoded) -> int:
     """What the row says; else trained tokens of a sequence, 1 for anything with one label."""
     if row.units is not None:
         return row.units
-    if isinstance(row.labels, list) and row.labels and isinstance(row.labels[0], int):
+    if sequence(row):
         return sum(label != -100 for label in row.labels)
     return 1
+
+
+def sequence(row: Encoded) -> bool:
+    """Whether its label is one of token ids."""
+    return isinstance(row.labels, list) and bool(row.labels) and isinstance(row.labels[0], int)
 
 
 def moved(batch: Mapping[str, Any], device: Any) -> dict[str, Any]:
