@@ -1,5 +1,6 @@
 """Merging over codes: into floats nothing is lost; encoded again, what is left of the adapter is measured."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from support.models import disturb, inputs, logits, tiny
 from torch import Tensor, nn
 
 import featherweight as fw
+from featherweight.core import merge as merging
 from featherweight.core.evidence import MergeReport, Survival, survival
 from featherweight.core.host import Host
 from featherweight.quant import NF4, Absmax, QuantLinear
@@ -179,3 +181,37 @@ def test_tied_codes_are_kept_apart_once_one_of_them_is_merged_into() -> None:
     assert model.lm_head.packed["codes"] is not model.transformer.wte.packed["codes"]
     assert torch.equal(model.transformer.wte.packed["codes"], codes["codes"])
     assert model.config.tie_word_embeddings is False
+
+
+def test_one_host_at_a_time_and_none_where_one_is_damaged() -> None:
+    """What is merged is let go before the next; a NaN in the last host leaves the first as it was."""
+    model = fw.attach(tiny("llama"), fw.LoRA(rank=2, targets="linear"))
+    disturb(model)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    last = [m for _, m in model.named_modules() if isinstance(m, Host)][-1]
+    with torch.no_grad():
+        kept = last.adapters["default"].lora_B.weight.clone()
+        last.adapters["default"].lora_B.weight[0, 0] = torch.nan
+    with pytest.raises(fw.FeatherweightError, match="merging would write NaN or inf"):
+        fw.merge(model)
+    with torch.no_grad():
+        last.adapters["default"].lora_B.weight.copy_(kept)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    alive: list[Any] = []
+    plain, most = merging.folded, []
+
+    def watched(path: str, host: Any) -> Any:
+        found = plain(path, host)
+        most.append(sum(ref() is not None for ref in alive))
+        alive.extend(weakref.ref(W) for _, _, W in found)
+        return found
+
+    on = logits(model, inputs("llama"))
+    merging.folded = watched
+    try:
+        fw.merge(model)
+    finally:
+        merging.folded = plain
+    assert len(most) == 28  # each of 14 hosts, to check it and to write it
+    assert max(most) <= 1
+    assert far(logits(model, inputs("llama")), on) < 1e-5

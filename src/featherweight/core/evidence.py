@@ -72,19 +72,26 @@ def ratio(a: float, b: float, empty: float = 0.0) -> float:
     return a / b if b else empty
 
 
-def evidence(model: nn.Module, found: list[tuple[Any, str, Tensor]]) -> MergeReport:
-    """The report over what merging rewrites: (host, tensor's name, its merged value)."""
-    paths = {id(host): path for path, host in hosts(model)}
-    rows = []
-    for host, name, W in found:
-        there = encoded(host).get(name)
-        if there is not None:
-            where = f"{paths[id(host)]}.{name}".lstrip(".")
-            rows.append(survival(where, there.scheme, read(host, name), W, there.again(W)))
-    if not rows:
-        fix = "merge it plainly: nothing is lost"
-        raise InputError(Problem("nothing that merging rewrites is kept as codes", "requantize", fix=fix))
-    return MergeReport(tuple(rows))
+class Evidence:
+    """The report over what merging rewrites, gathered host by host."""
+
+    def __init__(self, model: nn.Module):
+        self.paths = {id(host): path for path, host in hosts(model)}
+        self.rows: list[Survival] = []
+
+    def see(self, found: list[tuple[Any, str, Tensor]]) -> None:
+        """(host, tensor's name, its merged value) of one host."""
+        for host, name, W in found:
+            there = encoded(host).get(name)
+            if there is not None:
+                where = f"{self.paths[id(host)]}.{name}".lstrip(".")
+                self.rows.append(survival(where, there.scheme, read(host, name), W, there.again(W)))
+
+    def report(self) -> MergeReport:
+        if not self.rows:
+            fix = "merge it plainly: nothing is lost"
+            raise InputError(Problem("nothing that merging rewrites is kept as codes", "requantize", fix=fix))
+        return MergeReport(tuple(self.rows))
 
 
 def survival(where: str, scheme: str, before: Tensor, wanted: Tensor, got: Tensor) -> Survival:

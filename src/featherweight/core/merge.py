@@ -17,7 +17,7 @@ from featherweight.core.attach import detach
 from featherweight.core.base import Base, lend, write
 from featherweight.core.encoded import encoded, identity, names
 from featherweight.core.errors import FeatherweightError, NotMergeable
-from featherweight.core.evidence import MergeReport, evidence
+from featherweight.core.evidence import Evidence, MergeReport
 from featherweight.core.host import base_modules, hosts, refuse_sharded, stack_of
 from featherweight.core.switch import switch, switch_of
 
@@ -27,11 +27,22 @@ on_untie: list[Callable[[nn.Module], None]] = []
 Rewritten = list[tuple[Any, str, Tensor]]
 
 
-def rewritten(model: nn.Module) -> Rewritten:
-    """(host, tensor's name, its merged value) for everything the active adapters rewrite. Nothing is touched.
+def folded(path: str, host: Any) -> Rewritten:
+    """(host, tensor's name, its merged value) for everything the active adapters of a host rewrite, untouched.
 
-    Raises NotMergeable naming every host whose active adapters cannot be folded.
+    Raises FeatherweightError for NaN and infinity.
     """
+    out: Rewritten = []
+    with torch.no_grad():
+        for name, W in Base(host, stack_of(host, host.switch.active)).merged.items():
+            if not torch.isfinite(W).all():
+                raise FeatherweightError(f"{path}.{name}: merging would write NaN or inf; the adapter is damaged")
+            out.append((host, name, W))
+    return out
+
+
+def foldable(model: nn.Module) -> None:
+    """Raise NotMergeable naming every active adapter that cannot be folded."""
     refuse_sharded(model, "merge", "save the adapter and merge it into a model that is not sharded")
     state = switch_of(model)
     if state.rows is not None:
@@ -42,14 +53,31 @@ def rewritten(model: nn.Module) -> Rewritten:
             f"cannot be merged: {', '.join(f'{n} ({state.attached[n].method!r})' for n in stuck)}; "
             "save the adapter instead, or switch it off first"
         )
-    out: Rewritten = []
-    with torch.no_grad():
-        for path, host in hosts(model):
-            for name, W in Base(host, stack_of(host, state.active)).merged.items():
-                if not torch.isfinite(W).all():
-                    raise FeatherweightError(f"{path}.{name}: merging would write NaN or inf; the adapter is damaged")
-                out.append((host, name, W))
-    return out
+
+
+def rewritten(model: nn.Module) -> Rewritten:
+    """All that merging rewrites, at once. Nothing is touched. Raises NotMergeable as `merge` does."""
+    foldable(model)
+    return [one for path, host in hosts(model) for one in folded(path, host)]
+
+
+def checked(model: nn.Module, see: Callable[[Rewritten], object] = lambda _: None) -> list[list[tuple[str, Any]]]:
+    """(path, host) of every host that merging rewrites, those that rewrite one tensor together. Each is computed,
+    checked, shown to `see` and let go, so that one is in memory at a time. Nothing is touched.
+    """
+    foldable(model)
+    groups: dict[int, list[tuple[str, Any]]] = {}  # identity of a tensor -> the hosts that rewrite it
+    for path, host in hosts(model):
+        found = folded(path, host)
+        if not found:
+            continue
+        see(found)
+        keys = {id(own) for _, name, _ in found if (own := identity(host, name)) is not None} or {id(host)}
+        near = list({id(groups[key]): groups[key] for key in keys & groups.keys()}.values())
+        mine = [one for group in near for one in group] + [(path, host)]
+        keys |= {key for key, group in groups.items() if any(group is other for other in near)}
+        groups |= dict.fromkeys(keys, mine)
+    return list({id(group): group for group in groups.values()}.values())
 
 
 def merge(model: nn.Module, *, requantize: bool = False) -> nn.Module:
@@ -58,16 +86,24 @@ def merge(model: nn.Module, *, requantize: bool = False) -> nn.Module:
 
     A tied tensor that is rewritten in one place only is untied. A weight kept as codes becomes a plain one, exactly;
     with `requantize=True` it is encoded again, and `model.merge_report` says how much of the change survived.
-    Raises NotMergeable before anything is touched.
+    Every host is computed and checked before the first is written; no more than one is held, those of tied tensors
+    together. Raises NotMergeable before anything is touched.
     """
-    found = rewritten(model)
-    report = evidence(model, found) if requantize else None
-    untie(model, found)
-    with torch.no_grad():
-        for host, name, W in found:
-            write(host, name, W, requantize)
-    if report is not None:
-        vars(model)["merge_report"] = report
+    report = Evidence(model) if requantize else None
+    groups = checked(model) if report is None else checked(model, report.see)
+    made = None if report is None else report.report()
+    holders, loose = sharers(model), False
+    for group in groups:
+        found = [one for path, host in group for one in folded(path, host)]
+        loose |= untie(found, holders)
+        with torch.no_grad():
+            for host, name, W in found:
+                write(host, name, W, requantize)
+    if loose:
+        for hook in on_untie:
+            hook(model)
+    if made is not None:
+        vars(model)["merge_report"] = made
     return detach(model)
 
 
@@ -76,7 +112,9 @@ def merge_report(model: nn.Module) -> MergeReport:
 
     Raises NotMergeable as `merge` does, and InputError where nothing that merging rewrites is kept as codes.
     """
-    return evidence(model, rewritten(model))
+    report = Evidence(model)
+    checked(model, report.see)
+    return report.report()
 
 
 @contextmanager
@@ -107,11 +145,15 @@ def lasting(host: Any, name: str, W: Tensor, requantize: bool) -> Tensor:
     return W.clone() if there is None else there.again(W)
 
 
-def untie(model: nn.Module, found: Rewritten) -> None:
-    """Give rewritten tensors that other modules share a tensor of their own, unless all sharers get the same one.
-    Codes are never written in place, so that a host which shares some only lets go of them.
+def sharers(model: nn.Module) -> Counter[int]:
+    """Identity of a tensor -> how many modules hold it."""
+    return Counter(id(identity(m, n)) for _, m in base_modules(model) for n in names(m))
+
+
+def untie(found: Rewritten, holders: Counter[int]) -> bool:
+    """Give rewritten tensors that other modules share a tensor of their own, unless all sharers get the same one;
+    whether one was. Codes are never written in place, so that a host which shares some only lets go of them.
     """
-    holders = Counter(id(identity(m, n)) for _, m in base_modules(model) for n in names(m))
     loose = False
     for host, name, W in found:
         own = identity(host, name)
@@ -122,6 +164,4 @@ def untie(model: nn.Module, found: Rewritten) -> None:
             if name in host._parameters:
                 host._parameters[name] = nn.Parameter(own.detach().clone(), requires_grad=own.requires_grad)
             loose = True
-    if loose:
-        for hook in on_untie:
-            hook(model)
+    return loose
