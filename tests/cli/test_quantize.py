@@ -59,6 +59,47 @@ def test_json_is_one_object(fw, llama, tmp_path, texts):
     assert math.isfinite(got["sqnr"])
 
 
+@pytest.mark.parametrize(("layout", "flags", "method"), [
+    ("bitsandbytes", ["nf4", "--scheme.double"], "bitsandbytes"),
+    ("bitsandbytes", ["llmint8"], "bitsandbytes"),
+    ("gptq", ["gptq", "--scheme.group", "16"], "gptq"),
+])  # fmt: skip
+def test_layouts_of_other_libraries(fw, llama, tmp_path, texts, layout, flags, method):
+    """The same codes under their names, read back as they are: nothing of ours in the config."""
+    flags = ["quantize", llama, "--scheme", *flags, *(["--calibration", texts] if layout == "gptq" else [])]
+    for name in ("featherweight", layout):
+        got = fw(*flags, "--format", name, "--output", tmp_path / name, "--json").json
+        assert got["format"] == name
+    config = json.loads((tmp_path / layout / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == method
+    assert config.get("checkpoint_format", layout) == layout
+    assert (tmp_path / layout / "quantization_report.json").is_file()
+    ids = torch.arange(3, 12)[None]
+    mine, theirs = (fw_api.load_base(tmp_path / name, fw_api.CausalLM()) for name in ("featherweight", layout))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, mine(ids).logits, rtol=1e-3, atol=1e-3)
+    assert {type(m.scheme) for m in theirs.modules() if isinstance(m, Quantized)} == {
+        type(m.scheme) for m in mine.modules() if isinstance(m, Quantized)
+    }
+
+
+def test_what_a_layout_cannot_hold(fw, llama, tmp_path, texts):
+    def said(*flags):
+        shown = fw("quantize", llama, "--output", tmp_path / "q", *flags, "--json")
+        assert shown.code == 2
+        assert not (tmp_path / "q").exists()
+        return [[p[k] for k in ("what", "where")] for p in shown.json["problems"]]
+
+    assert said("--scheme", "absmax", "--format", "bitsandbytes") == [["bitsandbytes has no such format", "--format"]]
+    assert said("--scheme", "nf4", "--scheme.block", "48", "--format", "bitsandbytes") == [
+        ["bitsandbytes has no such block", "--format"]
+    ]
+    assert said("--scheme", "nf4", "--format", "gptq") == [["GPTQ files have no such format", "--format"]]
+    assert said("--scheme", "nf4", "--format", "awq") == [["unknown format", "--format"]]
+    odd = ["--scheme", "gptq", "--scheme.bits", "3", "--calibration", texts, "--format", "gptq_v2", "--skip", "down"]
+    assert {what for what, _ in said(*odd)} == {"does not fill 32-bit words"}
+
+
 def test_without_anything_the_formats_are_listed(fw):
     shown = fw("quantize")
     assert shown.code == 0

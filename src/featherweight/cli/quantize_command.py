@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from featherweight.quant.recipe import Recipe
 
 REPORT = "quantization_report.json"
-FORMATS = (".png", ".svg")
+PICTURES = (".png", ".svg")
 SCHEME = "The number format (`fw quantize` alone lists them); its fields are --scheme.block 32, --scheme.double, ..."
+
+LAYOUT = "How the folder is laid out: featherweight, or bitsandbytes, gptq_v2, gptq, which other libraries load."
 
 
 def command(
@@ -28,6 +30,7 @@ def command(
     *,
     scheme: Annotated[str | None, Parameter(help=SCHEME)] = None,
     output: Annotated[Path | None, Parameter(help="Folder to write the model to; must not be there yet.")] = None,
+    format: Annotated[str, Parameter(help=LAYOUT)] = "featherweight",  # noqa: A002
     targets: Annotated[str, Parameter(help="What becomes codes: roles, names, regexes, by commas.")] = "linear",
     skip: Annotated[str | None, Parameter(help="What of it stays as it is: down, layers.0, ..., by commas.")] = None,
     dtype: Annotated[str, Parameter(help="Of all other tensors: fp32, bf16, or what the file has.")] = "auto",
@@ -47,7 +50,7 @@ def command(
     recipe: Any = read(scheme, "scheme", problems)
     missing = {"MODEL": model, "--scheme": scheme, "--output": output}
     counts = {"--rows": rows, "--length": length, "--batch": batch}
-    raise_all([*problems, *unfit(missing, recipe, calibration, picture, counts)])
+    raise_all([*problems, *unfit(missing, recipe, calibration, picture, counts), *unwritable(format, recipe)])
     assert model is not None
     assert output is not None
     fresh(output, "the output")
@@ -56,20 +59,20 @@ def command(
         loaded = whole(model, recipe, dtype, calibration, columns, rows, length, batch)
     else:
         loaded = streamed(model, recipe, dtype)
-    return finished(loaded, output, picture)
+    return finished(loaded, output, picture, format)
 
 
-def finished(model: Any, output: Path, picture: Path | None) -> Shown:
+def finished(model: Any, output: Path, picture: Path | None, layout: str) -> Shown:
     """Write everything, and show what was written."""
     report = model.quantization_report
-    written(model, report, output)
+    written(model, report, output, layout)
     if picture is not None:
         from featherweight.quant.picture import heatmap
 
         heatmap(report, picture)
     lines = [*report.lines(), f"every layer: {output / REPORT}"]
-    lines += [*([f"picture: {picture}"] if picture else []), f"model: {output}"]
-    return Shown({"output": str(output), **report.to_dict()}, (partial(table, report), *lines))
+    lines += [*([f"picture: {picture}"] if picture else []), f"model: {output}   ({layout})"]
+    return Shown({"output": str(output), "format": layout, **report.to_dict()}, (partial(table, report), *lines))
 
 
 def unfit(
@@ -84,9 +87,16 @@ def unfit(
     elif recipe is not None and recipe.scheme.calibrated and calibration is None:
         fix = "--calibration FILE with a few hundred rows of text"
         yield Problem("the number format is calibrated on data", "--calibration", got=repr(recipe.scheme), fix=fix)
-    if picture is not None and picture.suffix not in FORMATS:
-        yield Problem("unknown kind of picture", "--picture", " or ".join(FORMATS), repr(str(picture)))
+    if picture is not None and picture.suffix not in PICTURES:
+        yield Problem("unknown kind of picture", "--picture", " or ".join(PICTURES), repr(str(picture)))
     yield from (Problem("wrong value", flag, "at least 1", str(n)) for flag, n in counts.items() if n < 1)
+
+
+def unwritable(layout: str, recipe: Any) -> list[Problem]:
+    """Why a folder cannot be laid out so, whatever the model."""
+    from featherweight.interop.quantized.export import obstacles
+
+    return list(obstacles(layout, getattr(recipe, "scheme", None), "--format"))
 
 
 def placed(recipe: "Recipe", targets: str, skip: str | None) -> "Recipe":
@@ -129,18 +139,18 @@ def whole(
     return loaded
 
 
-def written(model: Any, report: Any, output: Path) -> None:
+def written(model: Any, report: Any, output: Path, layout: str) -> None:
     """Model, tokenizer and report, whole or not at all."""
     import json
 
     from featherweight.cli.screen import jsonable
+    from featherweight.interop.quantized.export import save_quantized
 
     text = json.dumps(jsonable(report.to_dict()), indent=1, allow_nan=False)
     try:
         with staged(output) as beside:  # `fresh` has looked: there is nothing, or an empty folder
             beside.mkdir()
-            model.save_pretrained(beside)
-            model.tokenizer.save_pretrained(beside)
+            save_quantized(model, beside, layout)
             (beside / REPORT).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(Problem("cannot be written", str(output), got=error.strerror or str(error))) from error

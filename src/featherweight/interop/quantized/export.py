@@ -52,10 +52,7 @@ def save_quantized(model: nn.Module, folder: str | os.PathLike[str], format: str
 
     from featherweight.interop.transformers import quiet
 
-    if format not in (OWN, *FORMATS):
-        raise InputError(
-            Problem("unknown format", "format", got=repr(format), fix=did_you_mean(format, (OWN, *FORMATS)))
-        )
+    raise_all(obstacles(format, None, "format"))
     if not isinstance(model, PreTrainedModel):
         raise InputError(Problem("not a model of transformers", "model", got=type(model).__name__))
     held = {path: m for path, m in base_modules(model) if isinstance(m, Quantized)}
@@ -69,6 +66,14 @@ def save_quantized(model: nn.Module, folder: str | os.PathLike[str], format: str
     if getattr(model, "tokenizer", None) is not None:
         whole.tokenizer.save_pretrained(folder)
     return Path(folder)
+
+
+def obstacles(format: str, scheme: Scheme | None, where: str) -> Iterator[Problem]:  # noqa: A002
+    """Why no model in this scheme can be written so: no such format, or none for the scheme."""
+    if format not in (OWN, *FORMATS):
+        yield Problem("unknown format", where, got=repr(format), fix=did_you_mean(format, (OWN, *FORMATS)))
+    elif scheme is not None and format != OWN:
+        yield from FORMATS[format].unsayable(scheme, where)
 
 
 def unready(model: nn.Module, held: Mapping[str, Any]) -> Iterator[Problem]:
@@ -103,7 +108,7 @@ def write(model: Any, folder: str | os.PathLike[str], form: Format, held: Mappin
 def refused(form: Format, held: Mapping[str, Any]) -> Iterator[Problem]:
     for path, module in held.items():
         if not isinstance(module, nn.Linear) and kind_of(module) != "linear":
-            fix = f"skip {tensor(path)!r} in quantizing, or keep the model in our own format"
+            fix = f"leave it out (--skip {tensor(path)}, or experts), or keep the model in our own format"
             yield Problem("not a linear layer", path, "linear layers alone", type(module).__name__, fix)
         yield from form.unsayable(module.scheme, path)
 
