@@ -14,7 +14,7 @@ import featherweight as fw
 
 LENGTH, EVERY = 192, 10**9
 ATTENTION = ("query", "key", "value", "output")
-RANKS = (1, 2, 4, 8, 64)
+RANKS = (1, 2, 4, 8, 32, 64)
 KEPT = (4096, 64, 8, 1)  # ranks at which a full fine-tune is extracted; the first is all of it
 
 
@@ -70,8 +70,8 @@ ARMS: dict[str, Arm] = {
     "alpha x 4": lora("alpha", alpha=64),
     "alpha / 4": lora("alpha", alpha=4),
     "adapter in bf16": lora("dtype", adapters=torch.bfloat16),
-    "r 64, alpha 16": lora("stabilized", 64, alpha=16),
-    "r 64, alpha 16, rank-stabilized": lora("stabilized", 64, alpha=16, rank_stabilized=True),
+    "r 32, alpha 16": lora("stabilized", 32, alpha=16),
+    "r 32, alpha 16, rank-stabilized": lora("stabilized", 32, alpha=16, rank_stabilized=True),
     **{f"{d} dimensions": Arm("intrinsic", "Intrinsic", {"dimension": d, "structure": False})
        for d in (100, 1000, 10_000)},
     "full, from random weights": Arm("scratch", "Full", scratch=True),
