@@ -6,10 +6,11 @@
     python benchmarks/rank.py --seeds 1            the first seed alone
 
 e2e_nlg with stories260k (60 steps of 8 rows, nats a token of 120 rows), sst2 and banking77 with MiniLM (80 steps of 16,
-accuracy on 400 rows). LoRA of rank 8 on q,v and full fine-tuning have two rates each, the better on dev at seed 0 is
-kept; all other LoRAs take LoRA's (alpha is twice the rank unless the name says otherwise), other methods try two of
-their own. Differences are to LoRA of rank 8 on q,v, paired by seed and test row, with the middle 95 % of a bootstrap
-over both. `extracted`: the change that full fine-tuning made to the blocks' matrices, cut to a rank by `fw.extract`.
+accuracy on 400 rows). Each arm tries three rates, the best on dev at seed 0 is kept; arms that change alpha, its scale
+or the adapter's dtype take the rate kept for rank 8, or that times what their name says. Alpha is twice the rank unless
+the name says otherwise. Differences are to LoRA of rank 8 on q,v and to full fine-tuning, paired by seed and test row,
+with the middle 95 % of a bootstrap over both. `spectrum`: the change that full fine-tuning made to the blocks'
+matrices, cut to a rank by `fw.extract`.
 """
 
 import argparse
@@ -31,7 +32,7 @@ def key(label: str, rate: float, seed: int) -> str:
 
 
 def kept(cell: Cell, label: str, runs: Runs) -> float | None:
-    """The rate of an arm, once it can be told: that of the arm it follows, or the better on dev at seed 0."""
+    """The rate of an arm, once it can be told: that of the arm it follows, or the best on dev at seed 0."""
     arm = ARMS[label]
     if arm.follows:
         theirs = kept(cell, arm.follows, runs)
