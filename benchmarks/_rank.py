@@ -88,7 +88,8 @@ def stories(data: dict[str, Any], seed: int) -> tuple[Any, Any]:
 
 MINILM = {"LoRA": (1e-3, 3e-3, 9e-3), "Full": (1e-4, 3e-4, 9e-4)}
 E2E = Cell("e2e_nlg, stories260k", _real.e2e_nlg, stories, 60, 8, (60, 120),
-           {"LoRA": (5e-3, 1.5e-2, 4.5e-2), "Full": (2e-3, 6e-3, 1.8e-2), "Intrinsic": (1e-2, 3e-2, 9e-2)}, True)  # fmt: skip
+           {"LoRA": (5e-3, 1.5e-2, 4.5e-2), "Full": (2e-3, 6e-3, 1.8e-2), "Intrinsic": (1e-2, 3e-2, 9e-2)},
+           True)  # fmt: skip
 SST2 = Cell("sst2, MiniLM", _real.sst2, _real.classifier, 80, 16, (150, 400), MINILM)
 BANKING = Cell("banking77, MiniLM", _real.banking77, _real.classifier, 80, 16, (150, 400), MINILM)
 FIRST, THEN = ("rank", "full", "where"), ("alpha", "dtype", "stabilized")

@@ -48,8 +48,8 @@ def due(cell: Cell, labels: list[str], runs: Runs, seed: int) -> tuple[str, floa
     """What is to be run next for a seed."""
     for label in labels:
         rate = kept(cell, label, runs)
-        rates = tried(cell, label) if rate is None and not ARMS[label].follows else (rate,)
-        for wanted in rates:
+        first = tried(cell, label) if seed == 0 and not ARMS[label].follows else ()
+        for wanted in (*first, rate):
             if wanted is not None and key(label, wanted, seed) not in runs:
                 return label, wanted, seed
     return None
