@@ -61,13 +61,16 @@ def train(form: Any, method: Any, scheme: Any, options: dict[str, Any], steps: i
     import torch
 
     import featherweight as fw
-    from featherweight.plan import facts, training
+    from featherweight.plan import training
+    from featherweight.plan.plan import subject
     from featherweight.train.optimizers import optimizer, parameters
     from featherweight.train.settings import settings
     from featherweight.train.setup import adapted, conditions
 
     torch.manual_seed(0)
-    task, chosen = facts.task_of(form), settings(options)
+    chosen = settings(options)
+    about = subject(form, chosen)
+    task = about.task
     model = training_model(form, task, options["precision"])
     if scheme is not None:
         fw.quantize(model, scheme)
@@ -76,7 +79,7 @@ def train(form: Any, method: Any, scheme: Any, options: dict[str, Any], steps: i
         settled()
     with conditions(model, chosen):
         rule = optimizer("adamw", list(trained.values()), None, 0.0)
-        rows = training.inputs(model, task, options["batch"], options["length"])
+        rows = about.batch(chosen)
         for _ in range(steps):
             with training.arithmetic(options["precision"]):
                 loss, _ = task.loss(model, rows)

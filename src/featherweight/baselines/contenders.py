@@ -23,6 +23,7 @@ from featherweight.core.errors import InputError, Problem
 from featherweight.data.encode import ids_of
 from featherweight.evaluate import run
 from featherweight.evaluate.setting import lengths, task_of, tokenizer_of
+from featherweight.plan.facts import size
 from featherweight.quant.recipe import recipes
 from featherweight.tasks import Embedding
 from featherweight.tasks.check import check_length
@@ -57,7 +58,7 @@ def answered(
     values = forms.values(task, rows, run.predictions(model, task, encoded, tokenizer, batch))
     query = flops.inference(model, task, encoded, tokenizer) if not recipes(model) else None
     cut = sum(row.truncated > 0 for row in encoded)
-    return Answered(values, query, mean([flops.size(row) for row in encoded]), cut)
+    return Answered(values, query, mean([size(row) for row in encoded]), cut)
 
 
 def commonest(forms: Forms) -> list[Line]:

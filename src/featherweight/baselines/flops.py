@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from featherweight.plan.facts import size
 from featherweight.plan.live import LIKE, flops_of
 
 if TYPE_CHECKING:
@@ -39,11 +40,6 @@ def sample(rows: Sequence[Any], most: int) -> list[Any]:
     order = sorted(rows, key=size)
     step = len(order) / min(most, len(order))
     return [order[int((i + 0.5) * step)] for i in range(min(most, len(order)))]
-
-
-def size(row: Encoded) -> int:
-    """Tokens of a row: its text and all its choices."""
-    return len(row.input_ids) + sum(map(len, row.choices or ()))
 
 
 def inference(model: nn.Module, task: Task, rows: Sequence[Encoded], tokenizer: Any, most: int = SAMPLE) -> float:

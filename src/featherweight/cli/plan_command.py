@@ -8,9 +8,10 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from featherweight.cli.amount import bytes_of
-from featherweight.cli.config import checked, columns, overridden, together
+from featherweight.cli.config import checked, columns, overridden, several, together
 from featherweight.cli.flags import read_flags
 from featherweight.cli.nouns import noun
+from featherweight.cli.nouns import placed as said
 from featherweight.cli.recipes import recipe
 from featherweight.cli.run_recipe import with_recipe
 from featherweight.cli.schema import OWN, Key, methods, run_keys, tasks
@@ -49,18 +50,25 @@ def command(*words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Sho
     scheme = recipe("quantize", values, problems)
     if "model" not in given:
         problems.append(Problem("a model is needed", "MODEL", fix="fw plan MODEL: a folder, a config.json, a hub name"))
-    if "template" in values:
-        fix = "leave template, data and task out: the plan is then of the model's own language modelling"
-        problems.append(Problem("rows worded by templates are not planned", values["template"].where, fix=fix))
+    if "from" in values:
+        fix = "plan its base with its method: fw plan MODEL --method lora"
+        problems.append(Problem("a run that goes on from an adapter is not planned", values["from"].where, fix=fix))
+    seeds = several(given.get("seeds"), values, problems)
     limit = bytes_of(given.pop("fit", None), "--fit", problems)
     own = {k.name for k in (*OWN, *MORE)}
     settings = {k: v for k, v in given.items() if k not in own and "." not in k}
     problems += together(settings, values)
     raise_all(problems)
-    options = {"task": task, "scheme": scheme, **settings}
-    if limit is not None:
-        return fitting(given, limit, method, options)
-    return planned(given, method, options)
+    from featherweight.train.repeats import placed
+
+    data = given.get("data")
+    rows = {"data": placed(data, seeds[0]) if seeds and data else data, "columns": columns(given)}
+    options = {"task": task, **rows, "template": given.get("template"), "recipe": given.get("recipe"), **settings}
+    try:
+        return fitting(given, limit, method, scheme, options) if limit else planned(given, method, scheme, options)
+    except InputError as error:  # found while planning: said where the user wrote it
+        origins = {k: v.where for k, v in values.items()}
+        raise InputError(*(said(p, origins, "") for p in error.problems)) from error
 
 
 def read(words: tuple[str, ...]) -> tuple[dict[str, Any], list[Problem], dict[str, Value]]:
@@ -79,34 +87,31 @@ def read(words: tuple[str, ...]) -> tuple[dict[str, Any], list[Problem], dict[st
     return checked(values, keys, problems), problems, values
 
 
-def planned(given: Mapping[str, Any], method: Any, options: dict[str, Any]) -> Shown:
+def planned(given: Mapping[str, Any], method: Any, scheme: Any, options: dict[str, Any]) -> Shown:
     from featherweight.methods import LoRA
     from featherweight.plan import plan
     from featherweight.plan.show import picture, screen
 
-    scheme = options.pop("scheme")
-    found = plan(given["model"], method or LoRA(), scheme, data=given.get("data"), columns=columns(given),
-                 probe=given.get("probe", False), **options)  # fmt: skip
+    found = plan(given["model"], method or LoRA(), scheme, probe=given.get("probe", False), **options)
     devices = given.get("devices", 8)
     pieces: list[Any] = [partial(screen, found, devices=devices)]
     if given.get("picture"):
         pieces.append(f"picture: {picture([(found.model, found)], Path(given['picture']))}")
-    return Shown(found.to_dict() | {"placements": placed(found, devices)}, tuple(pieces))
+    return Shown(found.to_dict() | {"placements": placements(found, devices)}, tuple(pieces))
 
 
-def placed(found: Any, devices: int) -> list[dict[str, Any]]:
+def placements(found: Any, devices: int) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
-    from featherweight.plan.placement import placements
+    from featherweight.plan import placement
 
-    return [asdict(p) for p in placements(found, devices)]
+    return [asdict(p) for p in placement.placements(found, devices)]
 
 
-def fitting(given: Mapping[str, Any], limit: int, method: Any, options: dict[str, Any]) -> Shown:
+def fitting(given: Mapping[str, Any], limit: int, method: Any, scheme: Any, options: dict[str, Any]) -> Shown:
     from featherweight.plan.fit import fit
     from featherweight.plan.show import options as table
 
-    scheme = options.pop("scheme")
     schemes = None if scheme is None else [None if scheme == "none" else scheme]
     found = fit(given["model"], limit, [method] if method else (), schemes, **options)
     data = {"limit": limit, "options": [

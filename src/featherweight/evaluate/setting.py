@@ -72,7 +72,12 @@ def task_of_model(model: nn.Module) -> Task | None:
 
 
 def with_labels(task: Task, model: nn.Module) -> Task:
-    names = getattr(getattr(inner(model), "config", None), "id2label", None)
+    return labeled(task, getattr(inner(model), "config", None))
+
+
+def labeled(task: Task, config: Any) -> Task:
+    """The task with the labels of a model's config where it has none of its own."""
+    names = getattr(config, "id2label", None)
     if getattr(task, "labels", None) != () or not names:
         return task
     return replace(task, labels=tuple(names[i] for i in sorted(names)))  # type: ignore[call-arg]

@@ -6,14 +6,20 @@ with it, which costs a third more time. Of each the largest batch that fits: mem
 two traces give it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from featherweight.core.errors import InputError
 from featherweight.core.method import Method
-from featherweight.plan.plan import Plan, plan, train_bytes
+from featherweight.plan.facts import Subject
+from featherweight.plan.plan import Plan, planned, subject, train_bytes
 from featherweight.quant.scheme import Scheme
+from featherweight.tasks import Task
+from featherweight.train.recipes import RunRecipe, recipe_of, under
+from featherweight.train.settings import Settings, settings
+
+ROWS = 8  # a step, where nothing is said
 
 
 @dataclass(frozen=True)
@@ -38,21 +44,24 @@ def formats() -> list[Scheme | None]:
     return [None, Absmax(per="row"), NF4(double=True)]
 
 
-def fit(source: Any, limit: int, methods: Sequence[Method] = (), schemes: Sequence[Any] | None = None,
-        batch: int = 8, **values: Any) -> list[Option]:  # fmt: skip
-    """What fits into `limit` bytes, best first; rows a step stay `batch`, in as many micro-batches as needed.
+def fit(source: Any, limit: int, methods: Sequence[Method] = (), schemes: Sequence[Any] | None = None, *,
+        task: Task | None = None, data: Any = None, columns: Any = None, template: str | None = None,
+        recipe: RunRecipe | str | None = None, **values: Any) -> list[Option]:  # fmt: skip
+    """What fits into `limit` bytes, best first; rows a step stay as asked (8), in as many micro-batches as needed.
 
     `methods` and `schemes` narrow the search; a method or format that was not asked for and cannot be had on this model
     is passed over. Recomputing is tried where not all rows fit at once without. An empty list means that not even one
     row fits in any way that was tried.
     """
-    found = []
+    followed, found = recipe_of(recipe), []
+    values = {"batch": ROWS} | under(followed, values)
+    about = subject(source, settings(values), task=task, recipe=followed, data=data, columns=columns, template=template)
     for method in methods or candidates():
         for scheme in formats() if schemes is None else schemes:
             asked = bool(methods) and (scheme is None or schemes is not None)
             for checkpointing in (False, True):
                 try:
-                    option = largest(source, limit, method, scheme, batch, values | {"checkpointing": checkpointing})
+                    option = largest(about, limit, method, scheme, values | {"checkpointing": checkpointing})
                 except InputError:
                     if asked:
                         raise
@@ -64,13 +73,17 @@ def fit(source: Any, limit: int, methods: Sequence[Method] = (), schemes: Sequen
     return found
 
 
-def largest(source: Any, limit: int, method: Method, scheme: Any, batch: int, values: dict[str, Any]) -> Option | None:
+def largest(about: Subject, limit: int, method: Method, scheme: Any, values: Mapping[str, Any]) -> Option | None:
     """The option with the most rows at a time, None where one row is too much."""
-    task, options = values.get("task"), {k: v for k, v in values.items() if k != "task"}
-    one, two = (train_bytes(source, method, scheme, task, batch=n, **options) for n in (1, 2))
+
+    def with_rows(n: int) -> Settings:
+        return settings({**values, "batch": n})
+
+    batch = int(values["batch"])
+    one, two = (train_bytes(about, method, scheme, with_rows(n)) for n in (1, 2))
     rows = min(batch, 1 + (limit - one) // max(1, two - one))
     while rows > 0:
-        made = plan(source, method, scheme, batch=rows, **values)
+        made = planned(about, method, scheme, with_rows(rows))
         if max(made.train_bytes, made.peaks["load"], made.peaks["save"]) <= limit:
             return Option(made, bool(values["checkpointing"]), -(-batch // rows))
         if max(made.peaks["load"], made.peaks["save"]) > limit:

@@ -4,7 +4,9 @@ A dispatch mode sees each operation below autograd. The storages of its results 
 tensor on them is gone, which is just when the real ones would be freed: what autograd saves, what checkpointing
 drops and what a kernel frees early need no rules. Each storage carries the tag of the place it was made in.
 
-Operations whose result depends on values (which positions carry loss) are answered as if all of them did.
+What depends on no weight is computed as it is, where it is small: which tokens are pads, which positions carry loss,
+how many windows a row has. Operations on the rest whose result depends on values (which token is the likeliest) are
+answered as if all of it were true.
 """
 
 from collections import Counter
@@ -16,6 +18,8 @@ from weakref import finalize
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
@@ -27,6 +31,7 @@ LIKE = {  # attention as a CPU runs it, which torch's counter does not know: cou
     aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
 }
+SMALL = 1 << 22  # elements of a result that is computed rather than only shaped
 PRODUCTS = {aten.mm, aten.addmm, aten.addmm_, aten.bmm, aten.baddbmm, aten.baddbmm_}
 
 
@@ -45,8 +50,10 @@ class Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        answer = ASSUMED.get(func)
-        out = func(*args, **kwargs) if answer is None else answer(*args, **kwargs)
+        if not any(isinstance(leaf, FakeTensor) for leaf in tree_iter((args, kwargs))):
+            out = computed(func, args, kwargs)
+        else:
+            out = ASSUMED.get(func, func)(*args, **kwargs)
         counted = flops_of(func._overloadpacket)
         if counted is not None:
             self.flops += counted(*args, **kwargs, out_val=out)
@@ -112,17 +119,45 @@ def flops_of(packet: Any) -> Callable[..., int] | None:
     return flop_registry.get(packet) or flop_registry.get(known)
 
 
-def every(mask: Tensor) -> Tensor:
-    """Row numbers as if all of a mask were true."""
-    return torch.arange(mask.numel(), device=mask.device)
+def computed(func: Any, args: Any, kwargs: Any) -> Any:
+    """An operation that no tensor without storage goes into: its real result where that is small, else its shape."""
+    try:
+        shaped = None if func._schema.is_mutable else func(*args, **kwargs)  # what is written to is there already
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        shaped = None
+    if any(leaf.numel() > SMALL or leaf.device.type != "cpu" for leaf in tree_iter(shaped) if isinstance(leaf, Tensor)):
+        return shaped
+    with no_dispatch():
+        return func(*args, **kwargs)
+
+
+def known(tensor: Tensor | None) -> bool:
+    return tensor is not None and not isinstance(tensor, FakeTensor)
 
 
 def all_rows(x: Tensor, indices: list[Tensor | None]) -> Tensor:
-    """x[mask] as if all of the mask were true; other indexing as it is."""
-    first = indices[0] if indices else None
-    if first is None or first.dtype is not torch.bool or len(indices) > 1:
-        return aten.index.Tensor(x, indices)
+    """x[mask] as if all of a mask were true that nobody knows; other indexing as it is."""
+    found: list[Tensor | None] = []
+    for index in indices:
+        if index is not None and known(index) and index.dtype is torch.bool:
+            with no_dispatch():
+                found += index.nonzero().unbind(1)
+        else:
+            found.append(index)
+    first = found[0] if found else None
+    if first is None or first.dtype is not torch.bool or len(found) > 1:
+        return aten.index.Tensor(x, found)
     return x.reshape(-1, *x.shape[first.dim() :]).clone()
+
+
+def picked(x: Tensor, mask: Tensor) -> Tensor:
+    """masked_select, as if all of a mask were true that nobody knows."""
+    flat = x.expand(mask.shape).reshape(-1)
+    if not known(mask):
+        return flat.clone()
+    with no_dispatch():
+        count = int(mask.sum())
+    return flat[:count].clone()
 
 
 def put_rows(x: Tensor, indices: list[Tensor | None], values: Tensor, *rest: Any, **options: Any) -> Tensor:
@@ -152,7 +187,7 @@ ASSUMED: dict[Any, Callable[..., Any]] = {
     aten.index_put_.default: put_rows_,
     aten._index_put_impl_.default: put_rows_,
     aten.nonzero.default: nonzero,
-    aten.masked_select.default: lambda x, mask: x.expand(mask.shape).reshape(-1).clone(),
+    aten.masked_select.default: picked,
     aten._local_scalar_dense.default: scalar,
     aten.equal.default: same,
 }

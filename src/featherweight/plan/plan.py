@@ -20,11 +20,11 @@ from featherweight.plan.traced import Job, Trace, trace
 from featherweight.plan.training import training_step
 from featherweight.quant.recipe import Recipe
 from featherweight.tasks import Task
+from featherweight.train.recipes import RunRecipe, recipe_of, under
 from featherweight.train.settings import Settings, settings
 
 Bytes = Mapping[str, int]
 NOTHING = Trace({}, {}, 0, 0)
-DEFAULT_LENGTH = 512  # tokens of a row where neither length nor the architecture says less
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Plan:
     forward_flops: int  # of its forward pass
     token_flops: int  # of one more token of one row when writing on
     largest_block: int  # bytes of the largest block's frozen weights: what sharding gathers at a time
+    tokens: int = 0  # of all texts of the step
     data: Mapping[str, Any] = field(default_factory=dict)  # rows, cut rows, tokens an epoch, steps an epoch
     seconds: float | None = None  # a training step, where it was tried
     notes: tuple[str, ...] = ()
@@ -77,67 +78,75 @@ class Plan:
 
 
 def plan(source: Any, method: Method | None = None, scheme: Any = None, *, task: Task | None = None,
-         data: Any = None, columns: Any = None, probe: bool = False, **values: Any) -> Plan:  # fmt: skip
+         data: Any = None, columns: Any = None, template: str | None = None, recipe: RunRecipe | str | None = None,
+         probe: bool = False, **values: Any) -> Plan:  # fmt: skip
     """Plan training `method` on a model (a config, a live model, a folder, a config.json, a hub name).
 
     values: `batch`, `length`, `precision`, `optimizer`, `checkpointing`, `packing` and every other setting of
-    training, spelt as there. Without a method only using the model is planned. `data` adds what its rows will do
-    (needs the model's tokenizer); `probe` runs three real steps on random weights and adds their time.
+    training, spelt as there, and so are `task`, `columns`, `template` and `recipe`. Without a method (its own, or the
+    recipe's) only using the model is planned. With `data` the step is one of its longest rows, and what an epoch will
+    do is added (needs the model's tokenizer); `probe` runs three real steps on random weights and adds their time.
     scheme: a number format for the base, or a Recipe, or the file form of either.
-    Raises InputError for a config that makes no model, an architecture nobody can see, and whatever attach or quantize
-    would refuse.
+    Raises InputError for a config that makes no model, an architecture nobody can see, rows that training would refuse,
+    and whatever attach or quantize would.
     """
-    chosen = settings(values)
-    config = shell.config_of(source)
-    wanted, rows = facts.read(data, columns, task) if data is not None else (task or facts.task_of(config), None)
-    length = facts.length_of(config, chosen.length, DEFAULT_LENGTH)
-    recipe = next(iter(Recipe.of(scheme)), None)
-    model = made(config, wanted, method, recipe, chosen.precision)
+    followed = recipe_of(recipe)
+    chosen = settings(under(followed, values))
+    about = subject(source, chosen, task=task, recipe=followed, data=data, columns=columns, template=template)
+    return planned(about, method or (followed.method if followed else None), scheme, chosen, probe)
+
+
+def subject(source: Any, chosen: Settings, **given: Any) -> facts.Subject:
+    """What a plan is of; see `facts.subject`."""
+    return facts.subject(shell.config_of(source), source, chosen, **given)
+
+
+def planned(about: facts.Subject, method: Method | None, scheme: Any, chosen: Settings, probe: bool = False) -> Plan:
+    """`plan` of a subject that is read already."""
+    wanted, batch, found = about.task, about.batch(chosen), next(iter(Recipe.of(scheme)), None)
+    model = made(about, method, found, chosen.precision)
     counts, block = trainable(model), largest_block(model)
-    peaks = verbs.peaks(model, recipe is not None)
+    peaks = verbs.peaks(model, found is not None)
     size = files.adapter_bytes(model) if method is not None else 0
-    seen = trace(model, jobs(wanted, method, chosen, length))
+    seen = trace(model, jobs(wanted, method, chosen, batch))
     step, answer = seen.get("train", NOTHING), seen["answer"]
     peaks["generate" if wanted.generates else "predict"] = round(sum(answer.peak.values()))
     if "merge" in seen:
         peaks["merge"] = round(sum(seen["merge"].peak.values()))
     return Plan(
-        model=name_of(config), method=method, scheme=recipe, task=wanted, batch=chosen.batch, length=length,
+        model=name_of(about.config), method=method, scheme=found, task=wanted, batch=chosen.batch, length=about.length,
         precision=chosen.precision, trainable=counts.trainable, total=counts.total, adapter_bytes=size,
         memory=whole(step.peak), resting=whole(step.resting), peaks=peaks,
         kv_cache=round(answer.resting.get(verbs.CACHE, 0)), flops=round(step.flops),
         forward_flops=round(step.forward_flops or answer.forward_flops),
         token_flops=round(answer.flops / chosen.batch) if wanted.generates else 0, largest_block=block,
-        data=facts.of_data(rows, source, wanted, length, chosen) if rows is not None else {},
-        seconds=verbs.probe(made(config, wanted, method, recipe, chosen.precision), wanted, chosen, length)
-        if probe else None,
-        notes=facts.notes(wanted, chosen),
+        tokens=sum(map(int, batch["attention_mask"].sum(1))),
+        data=facts.of_data(about.rows, chosen) if about.rows else {},
+        seconds=verbs.probe(made(about, method, found, chosen.precision), wanted, chosen, batch) if probe else None,
+        notes=about.notes(chosen),
     )  # fmt: skip
 
 
-def train_bytes(source: Any, method: Method, scheme: Any, task: Task | None, **values: Any) -> int:
-    """`plan(...).train_bytes` alone, in a third of the time."""
-    chosen, config = settings(values), shell.config_of(source)
-    wanted = task or facts.task_of(config)
-    length = facts.length_of(config, chosen.length, DEFAULT_LENGTH)
-    model = made(config, wanted, method, next(iter(Recipe.of(scheme)), None), chosen.precision)
-    found = trace(model, {"train": jobs(wanted, method, chosen, length)["train"]})
+def train_bytes(about: facts.Subject, method: Method, scheme: Any, chosen: Settings) -> int:
+    """`planned(...).train_bytes` alone, in a third of the time."""
+    model = made(about, method, next(iter(Recipe.of(scheme)), None), chosen.precision)
+    found = trace(model, {"train": jobs(about.task, method, chosen, about.batch(chosen))["train"]})
     return sum(whole(found["train"].peak).values())
 
 
-def jobs(task: Task, method: Method | None, chosen: Settings, length: int) -> dict[str, Job]:
+def jobs(task: Task, method: Method | None, chosen: Settings, batch: Mapping[str, Any]) -> dict[str, Job]:
     """What is traced: answering, and with a method a step of training and the merge where it can be merged."""
     found: dict[str, Job] = {}
     if method is not None:
-        found["train"] = training_step(task, chosen, length)
+        found["train"] = training_step(task, chosen, batch)
         if method.mergeable:
             found["merge"] = verbs.merging
-    return found | {"answer": verbs.answering(task, chosen.batch, length)}
+    return found | {"answer": verbs.answering(task, batch)}
 
 
-def made(config: Any, task: Task, method: Method | None, recipe: Recipe | None, precision: str) -> nn.Module:
+def made(about: facts.Subject, method: Method | None, recipe: Recipe | None, precision: str) -> nn.Module:
     """The model as training has it, on the meta device: quantized, with the adapter attached."""
-    model = shell.built(config, task.auto, dtype_of(precision), task.model_options())
+    model = shell.built(about.config, about.task.auto, dtype_of(precision), about.task.model_options())
     if recipe is not None:
         shell.quantized(model, recipe)
     return shell.adapted(model, method) if method is not None else model

@@ -101,7 +101,7 @@ def lines(plan: Plan) -> list[str]:
     if plan.seconds is not None:
         steps = plan.data.get("steps_per_epoch")
         epoch = f", {plan.seconds * steps / 60:.1f} min an epoch at full length" if steps else ""
-        found.append(f"a step takes {plan.seconds:.3g} s here, {plan.batch * plan.length / plan.seconds:,.0f} tokens/s"
+        found.append(f"a step takes {plan.seconds:.3g} s here, {plan.tokens / plan.seconds:,.0f} tokens/s"
                      f"{epoch}")  # fmt: skip
     return [*found, *(f"note: {note}" for note in plan.notes)]
 

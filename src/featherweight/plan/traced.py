@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -107,7 +108,7 @@ def traced(model: nn.Module, mode: FakeTensorMode, jobs: Mapping[str, Job]) -> d
     found = {}
     for name, job in jobs.items():
         live = Live()
-        with mode, live, places(model, live) as marks:
+        with torch.random.fork_rng(devices=[]), mode, live, places(model, live) as marks:
             count(model, live)
             job(model, live, marks)
         peak = by_component(live.at_peak) | {CODE: float(len(live.products) * PER_PRODUCT)}

@@ -1,6 +1,6 @@
 """The step of training that is traced: the same calls in the same order as `train.step`, on a batch of one shape."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.core import state as core
-from featherweight.core.errors import InputError, Problem
 from featherweight.core.switch import switch_of
 from featherweight.kernels import fuse
 from featherweight.plan.live import Live
@@ -23,8 +22,8 @@ from featherweight.train.step import HALVES
 FOLLOWED = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # of configs: something follows the head
 
 
-def training_step(task: Task, chosen: Settings, length: int) -> Job:
-    """One step on `chosen.batch` rows of `length` tokens that all carry loss."""
+def training_step(task: Task, chosen: Settings, batch: Mapping[str, Tensor]) -> Job:
+    """One step on a batch."""
 
     def run(model: nn.Module, live: Live, marks: dict[str, Any]) -> None:
         if chosen.checkpointing:
@@ -32,8 +31,7 @@ def training_step(task: Task, chosen: Settings, length: int) -> Job:
         fuse(model)
         model.train()
         trained, rule = readied(model, chosen, live)
-        with live.tagged(BATCH):
-            rows = inputs(model, task, chosen.batch, length)
+        rows = placed(batch, live)
         marks["resting"] = {k: float(v) for k, v in live.now.items() if v}
         live.restart()
         live.flops, live.tag = 0, LOSS
@@ -100,12 +98,7 @@ def expect(model: nn.Module) -> None:
     token_loss.ways[inner(model)] = "selected" if followed else "chunked"
 
 
-def inputs(model: nn.Module, task: Task, batch: int, length: int) -> dict[str, Tensor]:
-    """A batch of the task's shape. Raises InputError for a task whose rows are more than ids and labels."""
-    if not task.flat:
-        fix = "plan the trunk's share with --task classification"
-        raise InputError(Problem("no row of this task can be made up", "task", "ids with labels", repr(task), fix))
-    ids = torch.zeros(batch, length, dtype=torch.long)
-    rows = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    per_token = task.auto in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
-    return rows | {"labels": torch.zeros_like(ids) if per_token else torch.zeros(batch, dtype=torch.long)}
+def placed(batch: Mapping[str, Tensor], live: Live) -> dict[str, Tensor]:
+    """A batch of its own, counted."""
+    with live.tagged(BATCH):
+        return {name: tensor.clone() for name, tensor in batch.items()}

@@ -1,12 +1,15 @@
 """The other peaks: loading, quantizing, writing on, merging and saving; and a step in earnest where time is wanted."""
 
 import gc
+from collections.abc import Mapping
 from statistics import median
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from featherweight.core import state as core
 from featherweight.core.errors import InputError, Problem
@@ -14,9 +17,10 @@ from featherweight.core.merge import rewritten
 from featherweight.core.switch import switch_of
 from featherweight.plan import shell
 from featherweight.plan.live import Live
-from featherweight.plan.traced import BATCH, Job
-from featherweight.plan.training import arithmetic, expect, inputs
+from featherweight.plan.traced import Job
+from featherweight.plan.training import arithmetic, expect, placed
 from featherweight.tasks import Task
+from featherweight.tasks.heads import INPUTS
 from featherweight.train.optimizers import optimizer, parameters
 from featherweight.train.settings import Settings
 
@@ -24,21 +28,28 @@ CACHE = "key/value cache"
 STEPS = 3  # of a probe, after one that warms up
 
 
-def answering(task: Task, batch: int, length: int) -> Job:
-    """A forward pass without gradients over a whole batch; a model that writes text keeps its keys and values and goes
-    on by a token.
+def answering(task: Task, batch: Mapping[str, torch.Tensor]) -> Job:
+    """What the task predicts of a batch, without gradients; a model that writes text reads it, keeps its keys and
+    values and goes on by a token.
     """
 
-    def job(model: nn.Module, live: Live, marks: dict[str, Any]) -> None:
+    def predicted(model: nn.Module, live: Live, marks: dict[str, Any]) -> None:
         model.eval()
-        with live.tagged(BATCH):
-            rows = {k: v for k, v in inputs(model, task, batch, length).items() if k != "labels"}
-            if model.config.is_encoder_decoder:  # type: ignore[union-attr]
-                rows["decoder_input_ids"] = rows["input_ids"]
+        rows = {name: tensor for name, tensor in placed(batch, live).items() if name != "labels"}
+        marks["resting"] = {}
         live.restart()
-        keeps = {"use_cache": True, "logits_to_keep": 1} if task.generates else {}
+        with torch.no_grad(), Plain():
+            task.predict(model, rows, Wordless())
+        marks["forward"] = live.flops
+
+    def written(model: nn.Module, live: Live, marks: dict[str, Any]) -> None:
+        model.eval()
+        rows = {name: tensor for name, tensor in placed(batch, live).items() if name in INPUTS}
+        if model.config.is_encoder_decoder:  # type: ignore[union-attr]
+            rows["decoder_input_ids"] = rows["input_ids"]
+        live.restart()
         with torch.no_grad():
-            out = model(**rows, **known(model, keeps))
+            out = model(**rows, **known(model, {"use_cache": True, "logits_to_keep": 1}))
             cache = getattr(out, "past_key_values", None)
             for tensor in tensors_of(cache):
                 live.retag(tensor, CACHE)
@@ -46,17 +57,38 @@ def answering(task: Task, batch: int, length: int) -> Job:
             marks["forward"] = live.flops
             if cache is not None:
                 live.flops = 0
-                model(**token(model, rows, length), past_key_values=cache, use_cache=True)
+                model(**token(rows), past_key_values=cache, use_cache=True)
 
-    return job
+    return written if task.generates else predicted
 
 
-def token(model: nn.Module, rows: dict[str, torch.Tensor], length: int) -> dict[str, torch.Tensor]:
+def token(rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The inputs of one more token of every row."""
     if "decoder_input_ids" in rows:
         return rows | {"decoder_input_ids": rows["decoder_input_ids"][:, :1]}
-    ids = rows["input_ids"][:, :1]
-    return {"input_ids": ids, "attention_mask": torch.ones(len(ids), length + 1, dtype=torch.long)}
+    ids = rows["input_ids"]
+    return {"input_ids": ids[:, :1], "attention_mask": torch.ones(len(ids), ids.shape[1] + 1, dtype=torch.long)}
+
+
+class Plain(TorchFunctionMode):
+    """Tensors without storage become arrays of zeros where a prediction is read as plain values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.numpy:
+            return np.zeros(tuple(args[0].shape), dtype=np.float32)
+        return func(*args, **(kwargs or {}))
+
+
+class Wordless:
+    """Stands in for the tokenizer where tokens without values are read: ids, but no words."""
+
+    mask_token_id = 0
+
+    def decode(self, ids: Any) -> str:
+        return ""
+
+    def batch_decode(self, rows: Any, **options: Any) -> list[str]:
+        return [""] * len(rows)
 
 
 def known(model: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
@@ -97,8 +129,8 @@ def peaks(model: nn.Module, quantized: bool) -> dict[str, int]:
     return found
 
 
-def probe(model: nn.Module, task: Task, chosen: Settings, length: int) -> float:
-    """Seconds of a training step on this machine: the median of three, on random weights and one full batch.
+def probe(model: nn.Module, task: Task, chosen: Settings, batch: Mapping[str, torch.Tensor]) -> float:
+    """Seconds of a training step on this machine: the median of three, on random weights and one batch.
 
     Raises InputError where this machine has too little memory for the model's weights alone.
     """
@@ -117,13 +149,13 @@ def probe(model: nn.Module, task: Task, chosen: Settings, length: int) -> float:
     switch = switch_of(model)
     trained = [(switch.attached[n].method, core.adapters(model, n)) for n in switch.active if switch.trains(n)]
     rule = optimizer(chosen.optimizer, trained, None, 0.0)
-    rows, times = inputs(model, task, chosen.batch, length), []
+    times = []
     expect(model)
     for _ in range(STEPS + 1):
         gc.collect()
         began = perf_counter()
         with arithmetic(chosen.precision):
-            loss, _ = task.loss(model, rows)
+            loss, _ = task.loss(model, batch)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters(rule), 1.0)
         rule.step()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from featherweight.tasks.asking import answer_of, asked, chat_prompt
@@ -39,6 +39,9 @@ class CausalLM(Task):
         chats = iter([chat_prompt(e, tokenizer, length) for e in examples if e.messages])
         plain = iter(encode_lm_all([asked(e) for e in examples if not e.messages], tokenizer, length))
         return [next(chats if e.messages else plain) for e in examples]
+
+    def largest(self, length: int) -> Encoded:
+        return replace(super().largest(length), labels=[0] * length)
 
     def pose(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         from featherweight.tasks.heads import inputs

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.tasks.modes import inner
-from featherweight.tasks.ranked import Ranked
+from featherweight.tasks.ranked import COUNT, Ranked, answer_width
 from featherweight.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -63,6 +63,11 @@ class Choices(Ranked, Task):
 
     def ask(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
         return self.encode_all([replace(e, label=None) for e in examples], tokenizer, length)
+
+    def largest(self, length: int) -> Encoded:
+        """With `COUNT` choices; a decoder's text leaves them room."""
+        width = answer_width(length)
+        return replace(super().largest(length - width), choices=[[0] * width for _ in range(COUNT)])
 
     def after(self, model: nn.Module, batch: Mapping[str, Tensor]) -> After:
         """A function of `rows` and `targets` (choices, tokens), the choices of these rows: (choices, tokens, V), what

@@ -79,6 +79,10 @@ class Embedding(Task):
 
         return encode_text_all(examples, tokenizer, length)
 
+    def largest(self, length: int) -> Encoded:
+        """With a passage as long as the text."""
+        return replace(super().largest(length), choices=[[0] * length])
+
     def embed(self, model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
         """(texts, d) of length 1, in fp32 at least."""
         import torch

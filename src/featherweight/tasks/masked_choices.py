@@ -12,11 +12,13 @@ Sources: Schick and Schütze 2021, arXiv:2001.07676; "It's not just size that ma
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.tasks.choices import Choices
+from featherweight.tasks.ranked import COUNT, answer_width
+from featherweight.tasks.task import Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,6 +55,11 @@ class MaskedChoices(Choices):
 
         raise_all(self.check(examples))
         return encode_slots(examples, tokenizer, length, self.pattern)
+
+    def largest(self, length: int) -> Encoded:
+        width = answer_width(length)
+        slots = {"slots": list(range(length - width, length))}
+        return replace(Task.largest(self, length), choices=[[0] * width for _ in range(COUNT)], more=slots)
 
     def after(self, model: nn.Module, batch: Mapping[str, Tensor]) -> After:
         logits = at_slots(model, batch["input_ids"], batch["attention_mask"], batch["slots"])

@@ -56,6 +56,9 @@ class MaskedLM(Task):
 
         return encode_text_all(examples, tokenizer, length)
 
+    def largest(self, length: int) -> Encoded:
+        return replace(super().largest(length), labels=[0] * length)
+
     def pose(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """The inputs with some tokens hidden, and what they were (batch, seq), -100 elsewhere."""
         from featherweight.data.corruption import IGNORED, masked

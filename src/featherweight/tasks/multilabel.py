@@ -15,7 +15,7 @@ from featherweight.tasks.task import Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from featherweight.data.types import Example
+    from featherweight.data.types import Encoded, Example
 
 THRESHOLD = 0.5
 
@@ -55,6 +55,9 @@ class MultiLabel(Headed, Task):
     def target(self, example: Example) -> Any:
         given = set(names_of(example))
         return None if example.label is None else [float(name in given) for name in self.labels]
+
+    def largest(self, length: int) -> Encoded:
+        return replace(super().largest(length), labels=[0.0] * len(self.labels))
 
     def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         from torch.nn.functional import binary_cross_entropy_with_logits as bce

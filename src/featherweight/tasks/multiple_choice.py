@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from featherweight.core.errors import Problem, raise_all
-from featherweight.tasks.ranked import Ranked
+from featherweight.tasks.ranked import COUNT, Ranked
 from featherweight.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ class MultipleChoice(Ranked, Task):
     auto: ClassVar[str] = "AutoModelForMultipleChoice"
     shapes: ClassVar[tuple[str, ...]] = ("choices",)
     best: ClassVar[tuple[str, bool]] = ("accuracy", True)
-    flat: ClassVar[bool] = False
 
     def fit(self, examples: Sequence[Example]) -> Self:
         raise_all(Problem("no answer in a training row", e.where, "a label") for e in examples if e.label is None)
@@ -52,6 +51,11 @@ class MultipleChoice(Ranked, Task):
 
     def ask(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
         return self.encode_all([replace(e, label=None) for e in examples], tokenizer, length)
+
+    def largest(self, length: int) -> Encoded:
+        from featherweight.data.types import Example
+
+        return joined(Example("", label=0), [super().largest(length)] * COUNT)
 
     def logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """(batch, choices) in fp32, -inf where there is none."""

@@ -41,7 +41,6 @@ class CausalProbing(Task):
     auto: ClassVar[str] = "AutoModelForCausalLM"
     shapes: ClassVar[tuple[str, ...]] = ("fact",)
     best: ClassVar[tuple[str, bool]] = ("p@1", True)
-    flat: ClassVar[bool] = False
 
     def fit(self, examples: Sequence[Example]) -> Self:
         raise_all(Problem("no object in a training row", e.where, "an object") for e in examples if e.label is None)
@@ -74,6 +73,11 @@ class CausalProbing(Task):
 
     def ask(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
         return self.encode_all([replace(e, label=None) for e in examples], tokenizer, length)
+
+    def largest(self, length: int) -> Encoded:
+        from featherweight.data.types import UNTRAINED
+
+        return replace(super().largest(length), labels=[UNTRAINED] * (length - 1) + [0], more={"hole": [length - 1]})
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         from featherweight.tasks.heads import inputs

@@ -53,7 +53,6 @@ class QuestionAnswering(Task):
     auto: ClassVar[str] = "AutoModelForQuestionAnswering"
     shapes: ClassVar[tuple[str, ...]] = ("spans",)
     best: ClassVar[tuple[str, bool]] = ("f1", True)
-    flat: ClassVar[bool] = False
 
     def fit(self, examples: Sequence[Example]) -> Self:
         raise_all(Problem("no answers in a training row", e.where, "answers") for e in examples if e.label is None)
@@ -80,6 +79,10 @@ class QuestionAnswering(Task):
 
     def ask(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
         return self.encode_all([replace(e, label=None) for e in examples], tokenizer, length)
+
+    def largest(self, length: int) -> Encoded:
+        places = {"begins": list(range(length)), "ends": list(range(1, length + 1)), "windows": [length]}
+        return replace(super().largest(length), more={**places, "starts": [0], "finals": [0]})
 
     def log_p(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """(2, batch, seq) in fp32: log p of a piece's start and of its end, -inf outside of passages."""

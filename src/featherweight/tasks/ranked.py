@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from featherweight.data.types import Example
 
 
+COUNT, WIDTH = 4, 16  # choices of a row that is made up, and tokens of each
+
+
 class Ranked:
     """Mixin of tasks that choose; an answer's `label` is the number of the choice, from 0."""
 
@@ -26,3 +29,8 @@ class Ranked:
 def best_of(probabilities: Sequence[float]) -> int:
     """The number of the most probable choice, the first of equals."""
     return max(range(len(probabilities)), key=probabilities.__getitem__)
+
+
+def answer_width(length: int) -> int:
+    """Tokens of a choice beside a text, `length` both together."""
+    return min(WIDTH, max(1, length // 4))

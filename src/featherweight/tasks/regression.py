@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from featherweight.core.errors import Problem, raise_all
@@ -15,7 +15,7 @@ from featherweight.tasks.task import Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from featherweight.data.types import Example
+    from featherweight.data.types import Encoded, Example
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,6 +39,9 @@ class Regression(Headed, Task):
 
     def target(self, example: Example) -> Any:
         return self.reference(example)
+
+    def largest(self, length: int) -> Encoded:
+        return replace(super().largest(length), labels=0.0)
 
     def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         return (logits.squeeze(-1) - labels.float()).square().sum()  # labels (batch,)

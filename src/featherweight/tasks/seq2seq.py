@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from featherweight.core.errors import Problem, raise_all
@@ -41,6 +41,10 @@ class Seq2Seq(Task):
 
     def ask(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
         return self.encode_all([asked(e) for e in examples], tokenizer, length)
+
+    def largest(self, length: int) -> Encoded:
+        """With an answer as long as the text."""
+        return replace(super().largest(length), labels=[0] * length)
 
     def pose(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         from featherweight.tasks.modes import inner

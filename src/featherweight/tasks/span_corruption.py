@@ -68,6 +68,11 @@ class SpanCorruption(Task):
 
         return encode_text_all(examples, tokenizer, length)
 
+    def largest(self, length: int) -> Encoded:
+        from featherweight.data.corruption import span_counts
+
+        return replace(super().largest(length), labels=[0] * (span_counts(length - 1, self.density, self.mean)[1] + 1))
+
     def hide(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(input ids, their mask, target ids with -100 behind the end), each (batch, its own length)."""
         import torch

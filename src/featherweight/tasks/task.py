@@ -28,7 +28,6 @@ class Task(Noun):
     blank: ClassVar[Any] = None  # an encoded label that trains nothing; None: the task has no such
     exclusive: ClassVar[bool] = False  # logits are of one choice among several: labels or words
     fills: ClassVar[bool] = False  # restores hidden tokens of its own input: logits mean something everywhere
-    flat: ClassVar[bool] = True  # a row is its ids and one label, or one per token: `fw plan` can make one up
     generates: ClassVar[bool] = False  # predictions are text: costly, made only where they are asked for
 
     def fit(self, examples: Sequence[Example]) -> Self:
@@ -64,6 +63,13 @@ class Task(Noun):
     @abstractmethod
     def ask(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
         """The examples as questions, for `predict`: encoded without their answers, which may be missing."""
+
+    def largest(self, length: int) -> Encoded:
+        """A row as full as `length` tokens allow, with as much loss as it can carry, in the form of `encode_all`: what
+        is planned with where no data say more."""
+        from featherweight.data.types import Encoded
+
+        return Encoded("", [0] * length, 0)
 
     def begin(self, model: nn.Module, feed: Any, settings: Any, say: Callable[[str], None]) -> None:
         """Called once, before the first step, with all training rows (`train.feed.Feed`) and what the run is asked for:

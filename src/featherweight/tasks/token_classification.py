@@ -40,7 +40,6 @@ class TokenClassification(Task):
     auto: ClassVar[str] = "AutoModelForTokenClassification"
     shapes: ClassVar[tuple[str, ...]] = ("tokens",)
     best: ClassVar[tuple[str, bool]] = ("f1", True)
-    flat: ClassVar[bool] = False
 
     def fit(self, examples: Sequence[Example]) -> Self:
         raise_all(Problem("no tags in a training row", e.where, "a tag per word") for e in examples if e.label is None)
@@ -69,6 +68,11 @@ class TokenClassification(Task):
 
     def ask(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
         return self.encode_all([replace(e, words=words_of(e), label=None) for e in examples], tokenizer, length)
+
+    def largest(self, length: int) -> Encoded:
+        """Of words of one token."""
+        more = {"words": list(range(length)), "windows": [length]}
+        return replace(super().largest(length), labels=[0] * length, more=more)
 
     def logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """(batch, seq, labels) in fp32."""
