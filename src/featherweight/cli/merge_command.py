@@ -1,7 +1,7 @@
 """`fw merge`: an adapter folded into its base, as a plain model folder that needs no adapter library."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +11,7 @@ from featherweight.cli.base import fresh
 from featherweight.cli.recipes import read
 from featherweight.cli.screen import Shown
 from featherweight.core.errors import InputError, Problem, raise_all
+from featherweight.files.staged import staged
 
 
 def command(
@@ -33,31 +34,46 @@ def command(
     if adapter is None or output is None:
         raise InputError("--adapter and --output are needed")
     fresh(output, "the output")
-    from featherweight.core.count import trainable
-    from featherweight.core.merge import merge
     from featherweight.interop import load_model
-    from featherweight.quant.quantized import dequantize
     from featherweight.quant.recipe import recipes
 
-    loaded = load_model(adapter, base=model, quantize=recipe)
-    tokenizer, task, held = loaded.tokenizer, loaded.task, recipes(loaded)
-    plain: Any = merge(loaded, requantize=requantize)
-    if not requantize:
-        dequantize(plain)  # what had no adapter, too: a plain folder is plain all through
-    plain.save_pretrained(output)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(output)
-    if task is not None:
-        write(output, task.companions(plain))
-    data: dict[str, Any] = {"output": str(output), "parameters": trainable(plain).total}
-    if requantize:
-        data["requantized"] = plain.merge_report.to_dict()
-    return Shown(data, tuple(lines(plain, data, held, requantize)))
+    loaded: Any = load_model(adapter, base=model, quantize=recipe, filed=not requantize)
+    held = recipes(loaded)
+    try:
+        with staged(output) as beside:  # `fresh` has looked: there is nothing, or an empty folder
+            beside.mkdir()
+            data = {"output": str(output), **(requantized if requantize else folded)(loaded, beside)}
+            write(beside, loaded)
+    except OSError as error:
+        raise InputError(Problem("cannot be written", str(output), got=error.strerror or str(error))) from error
+    return Shown(data, tuple(lines(loaded, data, held, requantize)))
 
 
-def write(output: Path, files: Mapping[str, Any]) -> None:
-    """JSON by name into the folder."""
-    for name, content in files.items():
+def folded(model: Any, output: Path) -> dict[str, Any]:
+    """The plain model's weights and configs, one host at a time; the model is left without its adapters."""
+    from featherweight.core.attach import detach
+    from featherweight.core.count import trainable
+    from featherweight.interop.folded import write_merged
+
+    write_merged(model, output)
+    return {"parameters": trainable(detach(model)).total}
+
+
+def requantized(model: Any, output: Path) -> dict[str, Any]:
+    """The same where the base's codes become codes again: these are small enough to be held."""
+    from featherweight.core.count import trainable
+    from featherweight.core.merge import merge
+
+    merge(model, requantize=True)
+    model.save_pretrained(output)
+    return {"parameters": trainable(model).total, "requantized": model.merge_report.to_dict()}
+
+
+def write(output: Path, model: Any) -> None:
+    """What goes with the weights: the tokenizer, and what the task asks for, JSON by name."""
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(output)
+    for name, content in (model.task.companions(model) if model.task is not None else {}).items():
         (output / name).parent.mkdir(exist_ok=True)
         (output / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

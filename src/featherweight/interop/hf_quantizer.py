@@ -25,6 +25,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from featherweight.core.errors import Problem, raise_all
 from featherweight.core.host import base_modules
 from featherweight.interop import quantized_folder as folder
+from featherweight.interop.filed import whole
 from featherweight.interop.stream import Stored
 from featherweight.quant.place import Place, slots
 from featherweight.quant.quantize import problems, rest, settled, unsound
@@ -129,7 +130,7 @@ class Encode(ConversionOps):
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
     ) -> dict[str, list[Tensor]]:
         for name, tensor in input_dict.items():
-            encode(self.job, name, tensor[0] if isinstance(tensor, list) else tensor)
+            encode(self.job, name, whole(tensor[0] if isinstance(tensor, list) else tensor))
             kwargs["missing_keys"].discard(name)
         return {}
 

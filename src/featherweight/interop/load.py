@@ -35,14 +35,15 @@ def load_model(
     name: str = "default",
     strict_base: bool = True,
     quantize: Any = None,
+    filed: bool = False,
 ) -> Any:
     """The adapter in `folder` on its base, in eval mode (`train=True`: marked and ready to train on), with
     tokenizer and task.
 
     The base is `base` where given; else the `model` of the folder's run.toml, the place on record as seen from the
     folder, or PEFT's `base_model_name_or_path`. Its fingerprint is checked. A base that was quantized in training is
-    quantized again, the same way; `quantize` is another scheme for it, or "none". Raises InputError where no base is
-    found, naming what was tried.
+    quantized again, the same way; `quantize` is another scheme for it, or "none". `filed`: its tensors stay in their
+    files, see `load_base`. Raises InputError where no base is found, naming what was tried.
     """
     stored = read(folder, name)
     place = os.fspath(base) if base is not None else find_base(stored)
@@ -53,7 +54,7 @@ def load_model(
     if quantize is None and recorded and not in_codes(place):
         quantize = recorded
     kind = task or Foreign.of(stored)
-    model = load_base(place, kind, dtype, device, tokenizer=tokenizer, seed=seed, quantize=quantize)
+    model = load_base(place, kind, dtype, device, tokenizer=tokenizer, seed=seed, quantize=quantize, filed=filed)
     model.task = task
     load(model, folder, name, train=train, strict_base=strict_base)
     return model.train(train)

@@ -66,9 +66,11 @@ def shown(schemes: Any) -> str:
 
 
 def streamed(
-    path: str | os.PathLike[str], auto: Any, config: Any, recipes: tuple[Recipe, ...], given: dict[str, Any]
+    path: str | os.PathLike[str], auto: Any, config: Any, recipes: tuple[Recipe, ...], given: dict[str, Any],
+    filed: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
     """(model, what transformers says of the keys). Raises InputError over everything wrong with the files at once."""
+    from featherweight.interop.filed import Late
     from featherweight.interop.hf_quantizer import JOB, Config, Job
     from featherweight.interop.quantized.foreign import idle
 
@@ -78,10 +80,11 @@ def streamed(
         stored = as_ours(path, config, stored)
     pending = Job(f"{path}/config.json", stored, () if own(config) else recipes)
     asked = {"quantization_config": Config()} if pending.recipes else {}
+    reading = {name: Late(t) for name, t in stored.items()} if filed and not holds_codes(config) else stored
     token = JOB.set(pending)
     try:
         model, info = model_class(auto, config).from_pretrained(
-            None, config=config, state_dict=dict(stored), generation_config=generation(path),
+            None, config=config, state_dict=dict(reading), generation_config=generation(path),
             output_loading_info=True, **given, **asked,
         )  # fmt: skip
     finally:

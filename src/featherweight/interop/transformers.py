@@ -32,6 +32,7 @@ def load_base(
     tokenizer: Any = None,
     seed: int = 0,
     quantize: Any = None,
+    filed: bool = False,
     **options: Any,
 ) -> Any:
     """The pretrained model in `path` (a folder, or a name on the hub) for a task, in fp32 unless `dtype` says
@@ -39,6 +40,7 @@ def load_base(
 
     quantize: a scheme (or its name, or its file form): the weights become codes as they are read, one tensor at a
     time. A folder that `fw quantize` wrote is known as such and needs none.
+    filed: what is no codes stays in its file and is read whenever it is used; nothing can be written to it.
 
     Sets `model.tokenizer` (from `path` unless given), `model.task`, and `model.new_tensors`: the names of tensors
     that the checkpoint lacks (a new head, a pooler), drawn from `seed`, so that the same call gives the same base.
@@ -47,7 +49,7 @@ def load_base(
     checkpoint whose trunk is not the model's.
     """
     check_folder(path, "config.json")
-    model, info = pretrained(path, task, dtype, seed, Recipe.of(quantize), options)
+    model, info = pretrained(path, task, dtype, seed, Recipe.of(quantize), options, filed)
     check_keys(model, info, path)
     set_pool(model, getattr(task, "pool", "own"))
     model.new_tensors, model.new_seed = sorted(info["missing_keys"]), seed
@@ -59,7 +61,7 @@ def load_base(
 
 def pretrained(
     path: str | os.PathLike[str], task: Any, dtype: str | torch.dtype | None, seed: int, recipes: tuple[Recipe, ...],
-    options: dict[str, Any],
+    options: dict[str, Any], filed: bool = False,
 ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
     """(model, what transformers says of the keys): in float, or tensor by tensor where it holds codes."""
     import transformers
@@ -73,8 +75,8 @@ def pretrained(
     always = {"dtype": kind, "trust_remote_code": False, "use_safetensors": True}
     with refusing(path), quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if recipes or streamed.holds_codes(config):
-            return streamed.streamed(path, auto, config, recipes, rest | always)
+        if recipes or filed or streamed.holds_codes(config):
+            return streamed.streamed(path, auto, config, recipes, rest | always, filed)
         return auto.from_pretrained(os.fspath(path), output_loading_info=True, **given, **always)
 
 
