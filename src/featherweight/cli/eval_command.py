@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from featherweight.cli.base import QUANTIZE, opened, pairs
+from featherweight.cli.base import QUANTIZE, TASK, opened, pairs
 from featherweight.cli.prompting import TEMPLATE, template_of
 from featherweight.cli.screen import Shown
 from featherweight.core.errors import InputError, Problem
@@ -16,7 +16,7 @@ def command(
     data: Annotated[str | None, Parameter(help="File or folder with labelled rows.")] = None,
     adapter: Annotated[Path | None, Parameter(help="Folder of the adapter.")] = None,
     model: Annotated[str | None, Parameter(help="Folder of a model: alone, or as the adapter's base.")] = None,
-    task: Annotated[str | None, Parameter(help="The task, where the adapter does not say.")] = None,
+    task: Annotated[str | None, Parameter(help=TASK)] = None,
     split: Annotated[str | None, Parameter(help="train, valid or test (default: the last there is).")] = None,
     metrics: Annotated[str, Parameter(help="For texts: loss, e2e, rouge, bleu, exact, task, by commas.")] = "loss",
     columns: Annotated[str | None, Parameter(help="Which column is what: text=review,label=stars.")] = None,

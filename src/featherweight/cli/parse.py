@@ -9,7 +9,7 @@ from cyclopts import CoercionError, CycloptsError, MissingArgumentError, Unknown
 from cyclopts.exceptions import UnusedCliTokensError
 
 from featherweight.cli.app import COMMANDS, OWN_FLAGS, app
-from featherweight.cli.recipes import gathered
+from featherweight.cli.gathered import gathered
 from featherweight.core.errors import InputError, Problem, did_you_mean
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from featherweight.cli.answers import COLUMNS, answered, write
-from featherweight.cli.base import QUANTIZE, opened, pairs
+from featherweight.cli.base import QUANTIZE, TASK, opened, pairs
 from featherweight.cli.prompting import TEMPLATE, template_of
 from featherweight.cli.screen import Shown
 from featherweight.core.errors import InputError, Problem, listed
@@ -25,7 +25,7 @@ def command(
     ] = None,
     adapter: Annotated[Path | None, Parameter(help="Folder of the adapter.")] = None,
     model: Annotated[str | None, Parameter(help="Folder of a model: alone, or as the adapter's base.")] = None,
-    task: Annotated[str | None, Parameter(help="The task, where the adapter does not say.")] = None,
+    task: Annotated[str | None, Parameter(help=TASK)] = None,
     columns: Annotated[str | None, Parameter(help="Which column is what: text=review.")] = None,
     template: Annotated[str | None, Parameter(help=TEMPLATE)] = None,
     batch: Annotated[int, Parameter(help="Rows at a time.")] = 32,

@@ -1,20 +1,14 @@
-"""A scheme and where it goes, from flags or a file: `--scheme nf4 --scheme.double --skip down`, `[quantize]`.
+"""A scheme and where it goes, from flags or a file: `--scheme nf4 --scheme.double --skip down`, `[quantize]`."""
 
-Commands whose other flags are plain take the flags of one scheme as one word of JSON: `gathered` makes it, before the
-words are parsed; `read` undoes it.
-"""
-
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from featherweight.cli.flags import normal, one
+from featherweight.cli.gathered import values_of
 from featherweight.cli.nouns import noun
-from featherweight.cli.schema import Key, schemes
+from featherweight.cli.schema import schemes
 from featherweight.cli.value import Value, fitted
 from featherweight.core.errors import Problem
 
-FAMILIES = ("scheme", "quantize")
 PLACES = ("targets", "skip")  # beside the fields of the scheme
 
 
@@ -43,29 +37,6 @@ def recipe(family: str, values: Mapping[str, Value], problems: list[Problem]) ->
     return Recipe(made, **places)  # type: ignore[arg-type]
 
 
-def gathered(tokens: Sequence[str]) -> tuple[list[str], list[Problem]]:
-    """`--scheme nf4 --scheme.block 32` as one flag: `--scheme={"scheme.type": ["nf4", "--scheme"], …}`."""
-    problems: list[Problem] = []
-    kept: list[str] = []
-    found: dict[str, dict[str, Any]] = {}
-    rest = list(tokens)
-    while rest:
-        word = rest.pop(0)
-        key = normal(word[2:].partition("=")[0])
-        family = key.partition(".")[0]
-        if not word.startswith("--") or family not in FAMILIES:
-            kept.append(word)
-            continue
-        value = one(word, rest, {name: Key(name, str) for name in FAMILIES})
-        if isinstance(value, Problem):
-            problems.append(value)
-            continue
-        name = f"{key}.type" if key == family else key
-        found.setdefault(family, {})[name] = [value.raw, value.where]
-    return kept + [f"--{family}={json.dumps(values)}" for family, values in found.items()], problems
-
-
 def read(text: str | None, family: str, problems: list[Problem]) -> Any:
     """What `gathered` made of a family's flags, as `recipe` gives it."""
-    values = {} if text is None else json.loads(text)
-    return recipe(family, {k: Value(k, raw, where, flag=True) for k, (raw, where) in values.items()}, problems)
+    return recipe(family, values_of(family, text), problems)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from featherweight.core.errors import InputError, Problem
@@ -84,12 +85,39 @@ def labeled(task: Task, config: Any) -> Task:
 
 
 def check_outputs(model: nn.Module, task: Task) -> None:
-    """Raise InputError where the model's head has another number of outputs than the task has labels."""
+    """Raise InputError where the model has not the task's head, or one with another number of outputs than it has
+    labels."""
+    check_head(model, task)
     wanted = task.model_options().get("num_labels")
     has = getattr(getattr(inner(model), "config", None), "num_labels", None)
     if wanted is not None and has != wanted:
         fix = "load the model that was trained for this task, or train one"
         raise InputError(Problem("the model's head is not this task's", "task", f"{wanted} outputs", str(has), fix))
+
+
+def check_head(model: nn.Module, task: Task) -> None:
+    """Raise InputError for a model that transformers makes for another task. Which of the language models goes with
+    which task is for the tasks to say."""
+    from featherweight.core.host import frozen_class
+
+    core = inner(model)
+    name = frozen_class(core).__name__
+    speaks = getattr(core, "get_output_embeddings", lambda: None)() is not None
+    if (speaks and "LM" in task.auto) or name in classes(task.auto):
+        return
+    if any(name in classes(auto) for auto in {kind.auto for kind in type(task).known.values()}):  # type: ignore[attr-defined]
+        fix = "give a model that was saved with its head, or train an adapter for this task (fw.train, fw train)"
+        wanted = f"one for {task.auto.removeprefix('AutoModel').removeprefix('For') or 'states alone'}"
+        raise InputError(Problem("the model has no head for this task", "model", wanted, name, fix))
+
+
+@cache
+def classes(auto: str) -> frozenset[str]:
+    """Names of transformers' model classes behind one of its Auto classes."""
+    import transformers
+
+    held = getattr(transformers, auto)._model_mapping._model_mapping.values()
+    return frozenset(name for each in held for name in ([each] if isinstance(each, str) else each))
 
 
 def lengths(model: nn.Module, task: Task, length: int | None) -> int | None:
