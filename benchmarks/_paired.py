@@ -34,12 +34,15 @@ def paired(contenders: Mapping[str, Callable[[], Any]], rounds: int, warmup: int
         for call in contenders.values():
             call()
     times: dict[str, list[float]] = {name: [] for name in contenders}
+    gc.collect()
+    gc.freeze()  # what is there already is not looked through again between calls
     for turn in range(rounds):
         for name in list(contenders)[:: 1 if turn % 2 == 0 else -1]:
             gc.collect()
             start = clock()
             contenders[name]()
             times[name].append(clock() - start)
+    gc.unfreeze()
     return times
 
 
