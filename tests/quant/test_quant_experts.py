@@ -195,6 +195,22 @@ def test_lora_on_experts_of_codes(kind: str, which: str) -> None:
     assert ("gate_up_proj" in experts(whole)._parameters) == (which == "experts")
 
 
+@pytest.mark.parametrize("way", ["eager", "grouped_mm", "batched_mm"])
+def test_lora_on_experts_keeps_no_matrix(way: str) -> None:
+    """Neither for the forward pass nor as a gradient: what is beside a matrix is added beside its product."""
+    model, seen = fw.attach(coded(), fw.ExpertLoRA(rank=2)), set()
+    disturb(model)
+    model.config._experts_implementation = way
+
+    def note(t: Tensor) -> Tensor:
+        seen.update([] if isinstance(t, Lazy) else [tuple(sorted(t.shape[-2:]))])
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        model(**BATCH).logits.square().mean().backward()
+    assert not seen & {(32, 48), (32, 96)}
+
+
 def test_qlora_on_all_of_a_mixture_learns() -> None:
     model = fw.attach(coded("qwen3-moe"), fw.ExpertLoRA(rank=4, targets="linear"))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)

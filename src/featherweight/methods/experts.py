@@ -5,8 +5,8 @@
 transformers keeps the experts of Mixtral, Qwen-MoE, OLMoE ... in one module with parameters (E, out, in), or
 (E, in, out) where it says `is_transposed` (GPT-OSS): no linear layer is there to adapt. A (E r, in) holds the experts'
 Aₑ one below the other; B (out, r E) their columns, expert by expert within each rank, as PEFT stores them. A starts as
-LoRA's, B at 0. E r (in + out) parameters for each tensor. Merge: the equation. It is a weight law: a step rewrites the
-tensors of the adapted modules once, whatever the number of tokens; so dropout has no place in it.
+LoRA's, B at 0. E r (in + out) parameters for each tensor. Merge: the equation. Where experts are only multiplied with,
+s Bₑ Aₑ x is added beside Wₑ x and Wₑ stays what it is, codes too; any other use gets the sum. It has no dropout.
 Source: Hu et al. 2021, arXiv:2106.09685, expert by expert; layout: PEFT's `target_parameters`.
 """
 
@@ -17,16 +17,21 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from featherweight.core.adapter import Adapter
+from featherweight.core.base import Base
 from featherweight.core.errors import InputError, Problem, did_you_mean, listed, raise_all
 from featherweight.core.host import base_modules
 from featherweight.core.replace import master
 from featherweight.core.site import Site
 from featherweight.core.stack import flipped, stacked
 from featherweight.core.targets import Targets
+from featherweight.methods.beside import Beside, Sum
 from featherweight.methods.lora import LoRA, pick
 from featherweight.methods.lowrank import added
+
+GROUPED = 8  # numbers of 16 bits in the 16 bytes that rows of a grouped product are a multiple of
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,17 +116,38 @@ class Experts(Adapter):
         self.flipped = flipped(host)  # (E, in, out)
         self.of = nn.ModuleDict({n: pair(getattr(host, n), rank, self.flipped, init) for n, rank in ranks.items()})
 
+    rewrites: ClassVar[bool] = True
+
+    def forward(self, base: Base, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return super().forward(base, *args, **kwargs)
+        below = base.merged
+        sums: dict[str, Tensor] = {
+            n: Beside(self.beside(n, below[n] if n in below else getattr(base.host, n))) for n in self.ranks
+        }
+        return base.using(sums)(*args, **kwargs)
+
+    def beside(self, name: str, W: Tensor) -> Sum:
+        """W + s B A without adding up; ranks are filled up with zeros to what grouped products take."""
+        A, B = self.factors(name)
+        short = -self.ranks[name] % GROUPED
+        change = Sum(W.mT if self.flipped else W, F.pad(B, (0, short)), F.pad(A, (0, 0, 0, short)), self.scales[name])
+        return change.mT if self.flipped else change
+
     def merge(self, W: Any) -> dict[str, Tensor]:
         return {name: added(W[name], self.delta(name)) for name in self.ranks}
 
     def delta(self, name: str) -> Tensor:
         """s Bₑ Aₑ of every expert, in the shape of the tensor."""
-        made: Any = self.of[name]
-        A, B = made["lora_A"].weight, made["lora_B"].weight
-        A = A.view(-1, self.ranks[name], A.shape[1])  # (E, r, in)
-        B = B.view(len(B), self.ranks[name], -1).permute(2, 0, 1)  # (E, out, r)
+        A, B = self.factors(name)
         both = torch.bmm(B, A)  # (E, out, in)
         return self.scales[name] * (both.transpose(1, 2) if self.flipped else both)
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """A (E, r, in), B (E, out, r)."""
+        made: Any = self.of[name]
+        A, B = made["lora_A"].weight, made["lora_B"].weight
+        return A.view(-1, self.ranks[name], A.shape[1]), B.view(len(B), self.ranks[name], -1).permute(2, 0, 1)
 
 
 def pair(W: Tensor, rank: int, flipped: bool, init: str) -> nn.ModuleDict:
