@@ -198,7 +198,7 @@ def test_lora_on_experts_of_codes(kind: str, which: str) -> None:
 @pytest.mark.parametrize("way", ["eager", "grouped_mm", "batched_mm"])
 def test_lora_on_experts_keeps_no_matrix(way: str) -> None:
     """Neither for the forward pass nor as a gradient: what is beside a matrix is added beside its product."""
-    model, seen = fw.attach(coded(), fw.ExpertLoRA(rank=2)), set()
+    model, seen = fw.attach(coded(), fw.ExpertLoRA(rank=8)), set()
     disturb(model)
     model.config._experts_implementation = way
 

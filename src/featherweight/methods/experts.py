@@ -131,7 +131,12 @@ class Experts(Adapter):
         """W + s B A without adding up; ranks are filled up with zeros to what grouped products take."""
         A, B = self.factors(name)
         short = -self.ranks[name] % GROUPED
-        change = Sum(W.mT if self.flipped else W, F.pad(B, (0, short)), F.pad(A, (0, 0, 0, short)), self.scales[name])
+        change = Sum(
+            W.mT if self.flipped else W,
+            F.pad(B, (0, short)).contiguous(),
+            F.pad(A, (0, 0, 0, short)),
+            self.scales[name],
+        )
         return change.mT if self.flipped else change
 
     def merge(self, W: Any) -> dict[str, Tensor]:
