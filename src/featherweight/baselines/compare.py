@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +13,11 @@ from featherweight.baselines import contenders
 from featherweight.baselines.comparison import Comparison, Line
 from featherweight.baselines.forms import LABELLED, TEXTS, Forms
 from featherweight.baselines.near import WORDS, encoder_of
+from featherweight.baselines.progress import Progress, Say, quiet
 from featherweight.baselines.shots import SELECT
 from featherweight.baselines.verbal import PROMPT
 from featherweight.core.errors import InputError, Problem, did_you_mean, raise_all
+from featherweight.evaluate.setting import tokenizer_of
 from featherweight.evaluate.source import labelled
 
 if TYPE_CHECKING:
@@ -22,6 +26,11 @@ if TYPE_CHECKING:
 
 WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 SHOTS = (0, 4, 16)
+Maker = Callable[..., Line]
+
+
+def ignored(found: Comparison) -> None:
+    """Keeps nothing."""
 
 
 def compare(
@@ -29,7 +38,8 @@ def compare(
     shots: Sequence[int] | None = None, select: Sequence[str] | None = None, embedder: Any = None,
     template: str | None = None, prompt: str = PROMPT, words: Mapping[str, str] | None = None, metric: str = "exact",
     reasoning: bool = False, rows: int | None = None, columns: Any = None, batch: int = 32, length: int | None = None,
-    seed: int = 0, **layout: Any,
+    seed: int = 0, tokens: int | None = None, say: Say = quiet, made: Callable[[Comparison], None] = ignored,
+    **layout: Any,
 ) -> Comparison:  # fmt: skip
     """Score on the rows of `test`: the most frequent answer, `model` with `shots` examples of `train` in context (a
     decoder or an encoder-decoder), a logistic regression on frozen embeddings (labelled rows), and `adapters`.
@@ -38,8 +48,10 @@ def compare(
     nearest where an `embedder` is given); embedder: an encoder's folder or "words" (an encoder as `model` is its own).
     template: a set of prompt templates that writes both sets, set/one, or a folder (`prompted`); prompt, words: how
     labels are asked for without (`as_choices`). metric: "exact" or "rouge" for texts; reasoning: texts answer with a
-    rationale. rows: that many of `test`, drawn by `seed`. layout: order, separator, instruction and cue of
-    `in_context`. Raises InputError over everything that does not fit.
+    rationale. rows: that many of `test`, drawn by `seed`. tokens: the most of a text that is written (default: a
+    quarter more than the longest answer of `train` has). layout: order, separator, instruction and cue of
+    `in_context`. `say` is told how it goes, `made` what there is so far after each line. Raises InputError over
+    everything that does not fit.
     """
     pool, asked, shape = read(train, test, template, columns)
     asked = drawn(asked, rows, seed)
@@ -48,24 +60,50 @@ def compare(
     ways = chosen(select, embedder)
     check(task, shots, ways, embedder)
     encoder = encoder_of(model if embedder is None and task is None else embedder)
-    lines = contenders.commonest(forms)
-    if task is not None:
-        wanted = SHOTS if shots is None else tuple(shots)
-        lines += in_contexts(base(model, task), task, forms, wanted, ways, encoder, batch, length, seed, layout)
-    if encoder is not None and encoder != WORDS and forms.shape in LABELLED:
-        lines.append(contenders.regression(encoder, forms, batch, length, seed))
     pairs = adapters.items() if isinstance(adapters, Mapping) else [(folder, None) for folder in adapters]
-    lines += [contenders.adapter(folder, forms, test, batch, length, where) for folder, where in pairs]
-    if not lines:
+    for folder, _ in pairs:
+        contenders.unseen(contenders.record(Path(folder)), test, folder)
+    work: list[tuple[str, Maker]] = []
+    if task is not None:
+        speaker, task = spoken(model, task, forms, tokens, say)
+        prompts = partial(contenders.prompted, speaker, task, forms, embedder=encoder, batch=batch, length=length,
+                          seed=seed, layout=layout)  # fmt: skip
+        for k, way in in_contexts(SHOTS if shots is None else tuple(shots), ways):
+            work.append((contenders.name_of(k, way), partial(prompts, shots=k, select=way)))
+    if encoder is not None and encoder != WORDS and forms.shape in LABELLED:
+        work.append(("frozen + regression", partial(contenders.regression, encoder, forms, batch, length, seed)))
+    for folder, where in pairs:
+        tuned = partial(contenders.adapter, folder, forms, test, batch, length, where, tokens)
+        work.append((f"tuned: {Path(folder).name}", tuned))
+    return run(contenders.commonest(forms), work, forms, say, made)
+
+
+def run(lines: list[Line], work: Sequence[tuple[str, Maker]], forms: Forms, say: Say,
+        made: Callable[[Comparison], None]) -> Comparison:  # fmt: skip
+    """The lines that there are and those that are made, one after the other."""
+    if not lines and not work:
         raise InputError(Problem("nothing to compare", "model", "a model that writes, an embedder, or adapters"))
+    say(f"{len(work)} contenders over {len(forms.test):,} rows: {', '.join(name for name, _ in work)}")
+    progress = Progress(say, len(work))
+    for name, make in work:
+        lines = [*lines, make(told=progress.begin(name))]
+        say(f"{lines[-1].name}: {forms.measure} {lines[-1].score:.1%}")
+        made(Comparison(tuple(lines), forms.measure))
     return Comparison(tuple(lines), forms.measure)
 
 
-def in_contexts(model: Any, task: Task, forms: Forms, shots: Sequence[int], ways: Sequence[str], embedder: Any,
-                batch: int, length: int | None, seed: int, layout: dict[str, Any]) -> list[Line]:  # fmt: skip
+def spoken(model: Any, task: Task, forms: Forms, tokens: int | None, say: Say) -> tuple[Any, Task]:
+    """The model, and the task with its texts bounded."""
+    live = base(model, task)
+    task = contenders.bounded(task, forms.answers, tokenizer_of(live), tokens)
+    if task.generates:
+        say(f"at most {task.max_new_tokens} tokens are written for a row")  # type: ignore[attr-defined]
+    return live, task
+
+
+def in_contexts(shots: Sequence[int], ways: Sequence[str]) -> list[tuple[int, str]]:
     """Zero-shot once, and each other number of examples chosen in each way."""
-    cells = [(k, way) for k in dict.fromkeys(shots) for way in (ways if k else ways[:1])]
-    return [contenders.prompted(model, task, forms, k, way, embedder, batch, length, seed, layout) for k, way in cells]
+    return [(k, way) for k in dict.fromkeys(shots) for way in (ways if k else ways[:1])]
 
 
 def read(train: Any, test: Any, template: str | None, columns: Any) -> tuple[list[Example], list[Example], str]:

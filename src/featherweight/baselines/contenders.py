@@ -15,9 +15,9 @@ from featherweight.baselines.comparison import CONTEXT, FROZEN, RULE, TUNED, Lin
 from featherweight.baselines.forms import Forms
 from featherweight.baselines.frozen import frozen
 from featherweight.baselines.near import WORDS
-from featherweight.baselines.prompts import question
+from featherweight.baselines.prompts import answer, question
 from featherweight.baselines.rule import TOKEN_BYTES
-from featherweight.baselines.shots import in_context, written
+from featherweight.baselines.shots import SEPARATOR, in_context, written
 from featherweight.core.count import trainable
 from featherweight.core.errors import InputError, Problem
 from featherweight.data.encode import ids_of
@@ -50,12 +50,13 @@ class Answered:
 
 
 def answered(
-    model: nn.Module, task: Task, forms: Forms, rows: Sequence[Example], batch: int, length: int | None
-) -> Answered:
+    model: nn.Module, task: Task, forms: Forms, rows: Sequence[Example], batch: int, length: int | None,
+    told: run.Told = run.silent,
+) -> Answered:  # fmt: skip
     """Predict every row and count some. A quantized base is not counted: fused products over codes are not seen."""
     tokenizer = tokenizer_of(model)
     encoded = task.ask(rows, tokenizer, lengths(model, task, length))
-    values = forms.values(task, rows, run.predictions(model, task, encoded, tokenizer, batch))
+    values = forms.values(task, rows, run.predictions(model, task, encoded, tokenizer, batch, told))
     query = flops.inference(model, task, encoded, tokenizer) if not recipes(model) else None
     cut = sum(row.truncated > 0 for row in encoded)
     return Answered(values, query, mean([size(row) for row in encoded]), cut)
@@ -68,13 +69,14 @@ def commonest(forms: Forms) -> list[Line]:
 
 
 def prompted(model: nn.Module, task: Task, forms: Forms, shots: int, select: str, embedder: Any, batch: int,
-             length: int | None, seed: int, layout: dict[str, Any]) -> Line:  # fmt: skip
-    """`shots` examples in front of each row."""
+             length: int | None, seed: int, layout: dict[str, Any], told: run.Told = run.silent) -> Line:  # fmt: skip
+    """`shots` examples in front of each row. A text that is written ends where the next example would begin."""
     pool, rows = forms.of(task, "the prompts")
+    task = ended(task, pool, layout.get("separator", SEPARATOR)) if shots else task
     made = in_context(model, rows, pool, shots, select=select, embedder=embedder, task=task, length=length, seed=seed,
                       **layout)  # fmt: skip
-    found = answered(model, task, forms, made, batch, length)
-    name = f"{shots}-shot, {select}" if shots else "zero-shot"
+    found = answered(model, task, forms, made, batch, length, told)
+    name = name_of(shots, select)
     notes = found.notes
     if any(made.dropped):
         notes += (f"{sum(made.dropped)} examples dropped in {sum(map(bool, made.dropped))} rows: no room",)
@@ -82,6 +84,26 @@ def prompted(model: nn.Module, task: Task, forms: Forms, shots: int, select: str
     disk += kept(model, pool, shots, whole=select == "nearest")
     total = None if found.query is None else found.query + query
     return Line(name, CONTEXT, found.values, prepared, total, disk, 0, found.tokens, notes)
+
+
+def name_of(shots: int, select: str) -> str:
+    return f"{shots}-shot, {select}" if shots else "zero-shot"
+
+
+def ended(task: Task, pool: Sequence[Example], separator: str) -> Task:
+    """The task, its texts ending in front of what stands between examples, unless answers hold that themselves."""
+    if not task.generates or not separator or any(e.messages or separator in (answer(e) or "") for e in pool):
+        return task
+    return replace(task, stop=separator)  # type: ignore[call-arg]
+
+
+def bounded(task: Task, answers: Sequence[str], tokenizer: Any, most: int | None) -> Task:
+    """The task, its texts no longer than `most` tokens; None: a quarter more than the longest of the answers."""
+    if not task.generates:
+        return task
+    longest = max(map(len, ids_of(tokenizer, list(answers))))
+    own = int(getattr(task, "max_new_tokens", 0))
+    return replace(task, max_new_tokens=most or min(own, longest + max(longest // 4, 4)))  # type: ignore[call-arg]
 
 
 def kept(model: nn.Module, pool: Sequence[Example], shots: int, whole: bool) -> int:
@@ -107,10 +129,11 @@ def looked_up(embedder: Any, pool: Sequence[Example], rows: Sequence[Example]) -
     return one(pool) * len(pool), one(rows) + 2 * len(pool) * width, 4 * width * len(pool)
 
 
-def regression(encoder: nn.Module, forms: Forms, batch: int, length: int | None, seed: int) -> Line:
+def regression(encoder: nn.Module, forms: Forms, batch: int, length: int | None, seed: int,
+               told: run.Told = run.silent) -> Line:  # fmt: skip
     """Logistic regression on frozen embeddings."""
     model = frozen(encoder, list(forms.train), seed=seed, length=length)
-    found = answered(model, model.task, forms, forms.of(model.task, "the regression")[1], batch, length)
+    found = answered(model, model.task, forms, forms.of(model.task, "the regression")[1], batch, length, told)
     rows = model.task.ask(list(forms.train), model.tokenizer, check_length(model, length))
     training = flops.inference(model, model.task, rows, model.tokenizer) * len(rows) + model.work
     head = list(model.classifier.parameters())
@@ -121,7 +144,7 @@ def regression(encoder: nn.Module, forms: Forms, batch: int, length: int | None,
 
 
 def adapter(folder: str | os.PathLike[str], forms: Forms, test: Any, batch: int, length: int | None,
-            base: Any = None) -> Line:  # fmt: skip
+            base: Any = None, tokens: int | None = None, told: run.Told = run.silent) -> Line:  # fmt: skip
     """A trained adapter on its base, and what its run.toml says of its training."""
     from featherweight.interop import load_model
 
@@ -129,8 +152,9 @@ def adapter(folder: str | os.PathLike[str], forms: Forms, test: Any, batch: int,
     unseen(ran, test, folder)
     model = load_model(folder, base=base, train=True)
     task = task_of(model, None, forms.shape)
+    task = bounded(task, forms.answers, tokenizer_of(model), tokens)
     train, rows = forms.of(task, str(folder))
-    found = answered(model, task, forms, rows, batch, length or ran.get("length"))
+    found = answered(model, task, forms, rows, batch, length or ran.get("length"), told)
     training, notes = trained(model, task, train, ran, Path(folder))
     disk = sum(p.stat().st_size for p in Path(folder).glob("*.safetensors"))
     return Line(f"tuned: {Path(folder).name}", TUNED, found.values, training, found.query, disk,

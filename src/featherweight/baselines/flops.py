@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 LEFT_OUT = {op: flops_of(op).__wrapped__ for op in (*LIKE, aten.addmm_, aten.baddbmm_)}  # type: ignore[union-attr]
 SAMPLE = 8  # rows that are counted; the mean stands for all
+WRITTEN = 2  # rows that are counted where texts are written, token by token
 
 
 def counted(work: Callable[[], Any]) -> int:
@@ -42,14 +43,14 @@ def sample(rows: Sequence[Any], most: int) -> list[Any]:
     return [order[int((i + 0.5) * step)] for i in range(min(most, len(order)))]
 
 
-def inference(model: nn.Module, task: Task, rows: Sequence[Encoded], tokenizer: Any, most: int = SAMPLE) -> float:
+def inference(model: nn.Module, task: Task, rows: Sequence[Encoded], tokenizer: Any, most: int | None = None) -> float:
     """FLOPs of answering one row, the mean of `most` rows."""
     from featherweight.evaluate import run
 
     def work(row: Encoded) -> None:
         run.predictions(model, task, [row], tokenizer, 1)
 
-    return each(work, sample(rows, most))
+    return each(work, sample(rows, most or (WRITTEN if task.generates else SAMPLE)))
 
 
 def training(model: nn.Module, task: Task, rows: Sequence[Encoded], tokenizer: Any, most: int = SAMPLE) -> float:

@@ -52,6 +52,11 @@ class Forms:
         return ordered(label_name(e.label) for e in self.train) if self.shape in LABELLED else ()
 
     @property
+    def answers(self) -> list[str]:
+        """The answers of the rows to learn from, as text."""
+        return [str(answer(e)) for e in self.train]
+
+    @property
     def measure(self) -> str:
         return "accuracy" if self.shape not in TEXTS else {"exact": "exact match", "rouge": "rougeL"}[self.metric]
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from featherweight.tasks.task import Task
 
+SEPARATOR = "\n\n"  # between examples
 SELECT = ("random", "balanced", "nearest")
 ORDER = ("last", "first", "shuffled")
 
@@ -38,7 +39,7 @@ class Layout:
     every answer ("Let's think step by step.")."""
 
     order: str = "last"
-    separator: str = "\n\n"
+    separator: str = SEPARATOR
     instruction: str = ""
     cue: str = ""
     seed: int = 0
@@ -67,7 +68,7 @@ class Layout:
 
 def in_context(
     model: nn.Module, data: Any, pool: Any, shots: int, *, select: str = "random", embedder: Encoder = None,
-    order: str = "last", separator: str = "\n\n", instruction: str = "", cue: str = "", task: Task | None = None,
+    order: str = "last", separator: str = SEPARATOR, instruction: str = "", cue: str = "", task: Task | None = None,
     tokenizer: Any = None, length: int | None = None, seed: int = 0, split: str | None = None, columns: Any = None,
 ) -> Prompts:  # fmt: skip
     """The rows of `data` behind `shots` examples of `pool` each, for `evaluate` or `predict` with the same task.

@@ -31,7 +31,8 @@ def opened(
     if adapter is None and model is None:
         fix = "--adapter DIR for a tuned model, --model DIR for a plain one"
         problems.append(Problem("which model?", "--adapter", fix=fix))
-    wanted = noun("task", tasks, values, problems) if "task.type" in values else known(values, problems)
+    wanted = noun("task", tasks, values, problems) if "task.type" in values else None
+    problems += [] if "task.type" in values else of_no_task(values)
     raise_all(problems)
     from featherweight.interop import load_base, load_model
 
@@ -53,11 +54,11 @@ def named(task: str | None) -> Any:
     return made
 
 
-def known(values: Mapping[str, Value], problems: list[Problem]) -> None:
-    """Options of a task that is not named: of some task at least."""
+def of_no_task(values: Mapping[str, Value]) -> list[Problem]:
+    """Options, of a task that is not named, that no task has."""
     every = list(dict.fromkeys(name for kind in tasks().values() for name in noun_keys(kind)))
-    problems += [Problem("unknown key", v.where, fix=did_you_mean(key.split(".")[1], every))
-                 for key, v in values.items() if not is_field(".".join(key.split(".")[:2]))]  # fmt: skip
+    return [Problem("unknown key", v.where, fix=did_you_mean(key.split(".")[1], every))
+            for key, v in values.items() if not is_field(".".join(key.split(".")[:2]))]  # fmt: skip
 
 
 def over_record(model: Any, wanted: Any, values: Mapping[str, Value]) -> Any:

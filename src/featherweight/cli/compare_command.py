@@ -1,14 +1,18 @@
 """`fw compare`: what a model does without tuning beside what adapters make of it, on the same rows."""
 
-from collections.abc import Sequence
+import json
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from featherweight.cli.base import pairs
-from featherweight.cli.screen import Shown
+from featherweight.cli.screen import Shown, jsonable
 from featherweight.core.errors import Problem, raise_all
+from featherweight.files.staged import write_text
 
 
 @Parameter(name="*")
@@ -63,20 +67,50 @@ def command(
     reasoning: Annotated[bool, Parameter(negative="", help="Answers are a rationale, ####, and the answer.")] = False,
     rows: Annotated[int | None, Parameter(help="Answer only so many rows, drawn by the seed.")] = None,
     columns: Annotated[str | None, Parameter(help="Which column is what: text=review,label=stars.")] = None,
+    tokens: Annotated[
+        int | None, Parameter(help="Most tokens of a text that is written (default: by the longest answer in TRAIN).")
+    ] = None,
     batch: Annotated[int, Parameter(help="Rows at a time.")] = 32,
     length: Annotated[int | None, Parameter(help="Most tokens per row.")] = None,
     seed: Annotated[int, Parameter(help="Draws examples and rows.")] = 0,
+    output: Annotated[
+        Path | None, Parameter(help="File for the figures, as JSON; written anew after each line.")
+    ] = None,
     published: Annotated[bool, Parameter(negative="", help="Add the papers' figures of the rivals.")] = False,
 ) -> Shown:  # fmt: skip
     """Do I need to fine-tune at all? Baselines and adapters on the same rows, with costs and intervals."""
     settings = prompting.settings()
     from featherweight.baselines.compare import compare
 
-    found = compare(
-        model, train, test, adapters=based(adapter), metric=metric, reasoning=reasoning, rows=rows,
-        columns=pairs(columns), batch=batch, length=length, seed=seed, **settings,
-    )  # fmt: skip
+    kept: list[Any] = []
+    try:
+        found = compare(
+            model, train, test, adapters=based(adapter), metric=metric, reasoning=reasoning, rows=rows, tokens=tokens,
+            columns=pairs(columns), batch=batch, length=length, seed=seed, say=told, made=keeping(kept, output),
+            **settings,
+        )  # fmt: skip
+    except BaseException:
+        if kept:
+            told("\n".join(("", "not all of it, but what there is so far:", repr(kept[-1]))))
+        raise
+    keeping(kept, output, complete=True)(found)
     return shown(found, published)
+
+
+def told(text: str) -> None:
+    """Progress, beside the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def keeping(kept: list[Any], output: Path | None, complete: bool = False) -> Callable[[Any], None]:
+    """Holds the latest comparison, in a file too where one is named."""
+
+    def keep(found: Any) -> None:
+        kept[:] = [found]
+        if output is not None:
+            write_text(output, json.dumps({"complete": complete, **jsonable(found.to_dict())}) + "\n")
+
+    return keep
 
 
 def shown(found: Any, published: bool) -> Shown:

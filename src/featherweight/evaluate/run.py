@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
     from featherweight.data.types import Encoded
     from featherweight.tasks.task import Task
+
+
+Told = Callable[[int, int], None]  # rows done, rows in all
+
+
+def silent(done: int, rows: int) -> None:
+    """Tells nobody."""
 
 
 def examine(
@@ -31,13 +38,18 @@ def examine(
     return total, units, None if task.generates else made
 
 
-def predictions(model: nn.Module, task: Task, rows: Sequence[Encoded], tokenizer: Any, batch: int = 32) -> list[Any]:
-    """The task's prediction of each row, in the order of `rows`."""
+def predictions(
+    model: nn.Module, task: Task, rows: Sequence[Encoded], tokenizer: Any, batch: int = 32, told: Told = silent
+) -> list[Any]:
+    """The task's prediction of each row, in the order of `rows`; `told` how many are done after each batch."""
     made: list[Any] = [None] * len(rows)
+    done = 0
     with answering(model):
         for numbers, tensors in batches(model, rows, tokenizer, batch):
             for number, prediction in zip(numbers, task.predict(model, tensors, tokenizer), strict=True):
                 made[number] = prediction
+            done += len(numbers)
+            told(done, len(rows))
     return made
 
 

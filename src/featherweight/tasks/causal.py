@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, repr=False)
 class CausalLM(Task):
     """Cross-entropy (nats) on the trained tokens alone; a unit is a trained token. A prediction is generated text of at
-    most `max_new_tokens` tokens, greedy."""
+    most `max_new_tokens` tokens, greedy; it ends in front of `stop`, where one is given."""
 
     max_new_tokens: int = 128
+    stop: str = ""
 
     auto: ClassVar[str] = "AutoModelForCausalLM"
     shapes: ClassVar[tuple[str, ...]] = ("completion", "instruction", "messages", "text")
@@ -63,7 +64,7 @@ class CausalLM(Task):
     def predict(self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any) -> list[Any]:
         from featherweight.tasks.generation import write
 
-        return write(model, batch, tokenizer, self.max_new_tokens)
+        return write(model, batch, tokenizer, self.max_new_tokens, self.stop)
 
     def reference(self, example: Example) -> Any:
         return answer_of(example)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,11 @@ from featherweight.tasks.modes import inner
 if TYPE_CHECKING:
     from torch import nn
 
+TAIL = 4  # tokens that are read beside as many as the text to stop at has letters
+
 
 def continue_prompts(
-    model: nn.Module, prompts: Sequence[Sequence[int]], tokenizer: Any, max_new_tokens: int, **options: Any
+    model: nn.Module, prompts: Sequence[Sequence[int]], tokenizer: Any, max_new_tokens: int, /, **options: Any
 ) -> list[str]:
     """The text that a causal model appends to each prompt (token ids), greedy unless `options` of `generate` say else.
 
@@ -49,7 +51,7 @@ def prompts(batch: Mapping[str, Tensor]) -> list[list[int]]:
 
 
 def transform(
-    model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any, max_new_tokens: int, **options: Any
+    model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any, max_new_tokens: int, /, **options: Any
 ) -> list[str]:
     """The text that an encoder-decoder makes of each row of the batch."""
     given = batch["input_ids"], batch["attention_mask"]
@@ -57,12 +59,30 @@ def transform(
 
 
 def write(
-    model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any, max_new_tokens: int, **options: Any
+    model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any, max_new_tokens: int, stop: str = "", **options: Any
 ) -> list[str]:
-    """One text per row of a collated batch, whichever of the two kinds of model it is."""
+    """One text per row of a collated batch, whichever of the two kinds of model it is; it ends in front of `stop`."""
+    if stop:
+        options = {"stopping_criteria": [stopped(stop, tokenizer)], **options}
     if getattr(inner(model).config, "is_encoder_decoder", False):
-        return transform(model, batch, tokenizer, max_new_tokens, **options)
-    return continue_prompts(model, prompts(batch), tokenizer, max_new_tokens, **options)
+        made = transform(model, batch, tokenizer, max_new_tokens, **options)
+    else:
+        made = continue_prompts(model, prompts(batch), tokenizer, max_new_tokens, **options)
+    return [text.partition(stop)[0].rstrip() for text in made] if stop else made
+
+
+def stopped(stop: str, tokenizer: Any) -> Callable[..., Tensor]:
+    """Which rows have written `stop`, as transformers' `generate` asks after each token. Only the last tokens are read,
+    none of what was there at the first question but its last."""
+    start: list[int] = []
+
+    def done(ids: Tensor, scores: Any, **options: Any) -> Tensor:
+        start[:] = start or [ids.shape[1] - 1]
+        last = ids[:, max(start[0], ids.shape[1] - len(stop) - TAIL) :]
+        texts = tokenizer.batch_decode(last.tolist(), skip_special_tokens=True)
+        return torch.tensor([stop in text for text in texts], device=ids.device)
+
+    return done
 
 
 def run(model: nn.Module, ids: Tensor, mask: Tensor, pad: int, new: int, options: dict[str, Any]) -> Tensor:

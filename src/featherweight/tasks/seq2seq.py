@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, repr=False)
 class Seq2Seq(Task):
     """Cross-entropy (nats) on the target's tokens; a unit is a target token. A prediction is generated text of at most
-    `max_new_tokens` tokens, greedy."""
+    `max_new_tokens` tokens, greedy; it ends in front of `stop`, where one is given."""
 
     max_new_tokens: int = 128
+    stop: str = ""
 
     auto: ClassVar[str] = "AutoModelForSeq2SeqLM"
     shapes: ClassVar[tuple[str, ...]] = ("completion", "instruction")
@@ -63,7 +64,7 @@ class Seq2Seq(Task):
     def predict(self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any) -> list[Any]:
         from featherweight.tasks.generation import write
 
-        return write(model, batch, tokenizer, self.max_new_tokens)
+        return write(model, batch, tokenizer, self.max_new_tokens, self.stop)
 
     def reference(self, example: Example) -> Any:
         return answer_of(example)
