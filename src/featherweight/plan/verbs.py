@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from featherweight.core import state as core
 from featherweight.core.errors import InputError, Problem
-from featherweight.core.merge import rewritten
+from featherweight.core.merge import checked
 from featherweight.core.switch import switch_of
 from featherweight.plan import shell
 from featherweight.plan.live import Live
@@ -112,10 +112,11 @@ def tensors_of(cache: Any) -> list[torch.Tensor]:
 
 
 def merging(model: nn.Module, live: Live, marks: dict[str, Any]) -> None:
-    """What merging holds at once: every weight that the adapters rewrite, beside the model."""
+    """What merging holds at once: the weights that the adapters rewrite of one host, beside the model."""
+    sizes = [0]
     live.restart()
-    folded = rewritten(model)
-    marks["resting"] = {"folded": float(sum(W.numel() * W.element_size() for _, _, W in folded))}
+    checked(model, lambda found: sizes.append(sum(W.numel() * W.element_size() for _, _, W in found)))
+    marks["resting"] = {"folded": float(max(sizes))}
 
 
 def peaks(model: nn.Module, quantized: bool) -> dict[str, int]:
