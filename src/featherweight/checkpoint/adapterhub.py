@@ -12,7 +12,6 @@ by field. Task heads lie in files of their own there (`head_config.json`) and ar
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def load(
     tensors, _ = read_tensors(folder / WEIGHTS)
     with undone(model, name), quiet_chance(model):
         attach(model, method, name, head=False, stack=stack, train=train)
-        found = [replace(e, key=trunk(model, e.key)) for e in entries(model, name, str(form["name"]))]
+        found = [e._replace(key=trunk(model, e.key)) for e in entries(model, name, str(form["name"]))]
         load_state(model, name, unpacked(found, {trunk(model, k): t for k, t in tensors.items()}, WEIGHTS))
     return model
 
@@ -120,7 +119,7 @@ def entries(model: nn.Module, name: str, theirs: str) -> list[Entry]:
             found += [same(key_of(k[len(path) + 1 :], home), k, tuple(t.shape)) for k, t in own.items()]
     if getattr(method, "shared_rule", False):
         at = inner(model, f"shared_parameters.{theirs}.phm_rule")
-        found = [replace(e, key=at) if e.key.endswith(".phm_rule") else e for e in found]
+        found = [e._replace(key=at) if e.key.endswith(".phm_rule") else e for e in found]
     return found
 
 

@@ -1,8 +1,9 @@
 """One tensor of a file and the tensors of a model that it stands for: the same table serves writing and reading."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
+from operator import itemgetter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +14,7 @@ Shape = tuple[int, ...]
 ANY = (-1,)  # the shape of a 1-d tensor whose length the file decides
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """`key` in the file, of `shape`, holds the model's tensors `parts`; `pack` and `unpack` go between, exactly."""
 
     key: str
@@ -26,8 +26,15 @@ class Entry:
 
 def same(key: str, part: str, shape: Shape, file_shape: Shape | None = None) -> Entry:
     """A tensor that is stored as it is, at most under another shape of equal size."""
-    stored = shape if file_shape is None else file_shape
-    return Entry(key, stored, (part,), lambda given: given[0].reshape(stored), lambda kept: (kept.reshape(shape),))
+    if file_shape is None:
+        return Entry(key, shape, (part,), itemgetter(0), alone)
+    return Entry(
+        key, file_shape, (part,), lambda given: given[0].reshape(file_shape), lambda kept: [kept.reshape(shape)]
+    )
+
+
+def alone(kept: Tensor) -> Sequence[Tensor]:
+    return (kept,)
 
 
 def stacked(key: str, parts: Sequence[str], shapes: Sequence[Shape]) -> Entry:

@@ -10,8 +10,8 @@ import contextlib
 import json
 import math
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ from featherweight.core.errors import InputError, Problem, raise_all
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "pytorch_adapter.bin", "pytorch_model.bin")
+VECTOR = 1024  # parts that one call takes: IOV_MAX of Linux and macOS
 Writes = dict[Path, Callable[[str], None]]  # place -> what fills a file there
 FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 INTEGERS = {torch.int64: "I64", torch.int32: "I32"}  # of places in a tensor, under names that end in `indices`
 ORDER = (torch.int64, torch.float64, torch.float32, torch.int32, torch.bfloat16, torch.float16)
 SMALL = {torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
 DTYPES = {dtype: (FLOATS | INTEGERS)[dtype] for dtype in ORDER} | SMALL
+TYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -40,9 +42,9 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     path = Path(path)
     present(path)
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with safe_open(path, framework="pt", device="cpu") as file:  # that library is the judge of a file's form
             metadata = dict(file.metadata() or {})
-            tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+            tensors = filled(path, file)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
             Problem(
@@ -54,6 +56,33 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
     raise_all(unsound(tensors, path.name))
     return tensors, metadata
+
+
+def filled(path: Path, file: Any) -> dict[str, Tensor]:
+    """The tensors of a sound file, in memory of their own that the system fills: the library's are views of the file,
+    and change with it. A sound file has them one behind the other, without gaps.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        form = json.loads(os.read(handle, int.from_bytes(os.read(handle, 8), "little")))
+        form.pop("__metadata__", None)
+        tensors = {key: room(of) for key, of in sorted(form.items(), key=lambda item: item[1]["data_offsets"])}
+        through(os.readv, handle, [raw(t) for t in tensors.values()])
+    finally:
+        os.close(handle)
+    return {key: tensors[key] if form[key]["dtype"] in TYPES else file.get_tensor(key) for key in sorted(form)}
+
+
+def room(of: Mapping[str, Any]) -> Tensor:
+    """Memory for a tensor of a file; bytes where its dtype is none of ours."""
+    start, end = of["data_offsets"]
+    dtype = TYPES.get(of["dtype"])
+    return torch.empty(end - start, dtype=torch.uint8) if dtype is None else torch.empty(of["shape"], dtype=dtype)
+
+
+def raw(tensor: Tensor) -> Any:
+    """The memory of a tensor that is whole and on the CPU, as an array."""
+    return (tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
 
 def present(path: Path) -> None:
@@ -120,17 +149,16 @@ def tensor_file(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mappi
     return {path: lambda temporary: put(temporary, parts)}
 
 
-def serialized(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
+def serialized(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[Any]:
     """The bytes of a safetensors file, in parts; those of a tensor that is whole and on the CPU are no copy."""
     order, text = header(tensors, metadata)
-    whole = [tensors[key].detach().to("cpu").contiguous() for key in order]
-    return [text, *(t.view(-1).view(torch.uint8).numpy().data for t in whole)]
+    return [text, *(raw(tensors[key].detach().cpu().contiguous()) for key in order)]
 
 
 def header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[list[str], bytes]:
     """The order of tensors in a file, and all that stands before their values; shapes and dtypes are enough."""
-    sizes = list(DTYPES)
-    order = sorted(tensors, key=lambda key: (sizes.index(tensors[key].dtype), key))
+    rank = {dtype: i for i, dtype in enumerate(DTYPES)}
+    order = sorted(tensors, key=lambda key: (rank[tensors[key].dtype], key))
     info = {"format": "pt"} | dict(metadata)
     form: dict[str, Any] = {"__metadata__": dict(sorted(info.items()))}
     end = 0
@@ -168,9 +196,35 @@ def write_json(path: str | Path, form: Mapping[str, Any]) -> None:
     atomic(json_file(path, form), durable=True)
 
 
-def put(path: str, parts: Iterable[bytes | memoryview]) -> None:
-    with open(path, "wb") as file:
-        file.writelines(parts)
+def put(path: str, parts: Sequence[Any]) -> None:
+    """Fill a file from buffers."""
+    handle = os.open(path, os.O_WRONLY)
+    try:
+        through(os.writev, handle, parts)
+    finally:
+        os.close(handle)
+
+
+def through(call: Callable[[int, Sequence[Any]], int], handle: int, parts: Sequence[Any]) -> None:
+    """Read or write buffers one after the other: a call of the system for a thousand of them, in place of one for
+    each; it may do less than it was given.
+    """
+    left = [part for part in parts if memoryview(part).nbytes]
+    while left:
+        done = call(handle, left[:VECTOR])
+        if not done:
+            raise OSError(f"{sum(memoryview(part).nbytes for part in left):,} bytes short")
+        left = behind(left, done)
+
+
+def behind(parts: Sequence[Any], done: int) -> list[Any]:
+    """What is left of buffers after their first `done` bytes."""
+    for i, part in enumerate(parts):
+        view = memoryview(part)
+        if done < view.nbytes:
+            return [view.cast("B")[done:] if done else part, *parts[i + 1 :]]
+        done -= view.nbytes
+    return []
 
 
 def atomic(writes: Writes, durable: bool) -> None:
@@ -184,10 +238,8 @@ def atomic(writes: Writes, durable: bool) -> None:
         for path, write in writes.items():
             with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                handle, staged[path] = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-                os.close(handle)
+                staged[path] = fresh(path)
                 write(staged[path])
-                os.chmod(staged[path], 0o666 & ~umask())
                 if durable:
                     sync(staged[path])
         for path, temporary in staged.items():
@@ -226,8 +278,10 @@ def sync(path: str) -> None:
         os.close(handle)
 
 
-def umask() -> int:
-    """The process's umask: mkstemp makes private files, an adapter is as public as any other file."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def fresh(path: Path) -> str:
+    """An empty file beside a place, under a name that nobody has: `mkstemp`, but as public as any other file."""
+    while True:
+        name = f"{path.parent}/.{path.name}.{secrets.token_hex(4)}.tmp"
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            return name

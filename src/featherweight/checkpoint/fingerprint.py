@@ -33,6 +33,9 @@ from featherweight.core.errors import Problem
 from featherweight.core.host import base_modules, base_parameters, frozen_class
 
 MANY, FEW = 1024, 4
+UNKNOWN = numpy.full(FEW, numpy.nan, "<f4").tobytes()
+ARRAYS = {torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.int8, torch.uint8}
+PLAIN = ARRAYS | {torch.bfloat16}  # what numpy has, and what it can look at
 CAST_RTOL, CAST_ATOL = 2.0**-7, 2.0**-24  # one unit in the last place of bf16; the smallest fp16 number
 
 
@@ -55,30 +58,17 @@ class Fingerprint:
 def fingerprint(model: nn.Module, without: Collection[str] = (), name: str = "") -> Fingerprint:
     """The fingerprint of a model's frozen part, tensors named in `without` left out. `name`: what to call the base."""
     tensors = frozen(model, without)
-    dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})
     cls = frozen_class(model).__name__
-    few = [unknown() if isinstance(t, Encoded) else values(t) for t in tensors.values()]
+    known = [coded(t) if isinstance(t, Encoded) else look(t) for t in tensors.values()]
     return Fingerprint(
         base=f"{cls} ({name})" if name else cls,
         parameters=sum(t.count if isinstance(t, Encoded) else t.numel() for t in tensors.values()),
-        dtype="+".join(dtypes),
-        names="".join(named(key, torch.Size(t.shape)) for key, t in tensors.items()),
-        exact="".join(
-            digest("".join(exact(k, values(k)) for k in t.kept).encode()) if isinstance(t, Encoded) else exact(t, f)
-            for t, f in zip(tensors.values(), few, strict=True)
-        ),
-        sample=base64.b64encode(numpy.concatenate(few).tobytes() if few else b"").decode(),
+        dtype="+".join(sorted(str(d).removeprefix("torch.") for d in {t.dtype for t in tensors.values()})),
+        names="".join([named(key, t.shape) for key, t in tensors.items()]),
+        exact="".join([k.exact for k in known]),
+        sample=base64.b64encode(b"".join([k.few for k in known])).decode(),
         scheme=", ".join(sorted({t.scheme for t in tensors.values() if isinstance(t, Encoded)})),
     )
-
-
-def values(tensor: Tensor) -> Any:
-    return sampled(tensor, FEW, padded=True).astype("<f4")
-
-
-def unknown() -> Any:
-    """In place of values that only decoding would tell."""
-    return numpy.full(FEW, numpy.nan, "<f4")
 
 
 def differences(model: nn.Module, saved: Fingerprint, without: Collection[str] = (), name: str = "") -> list[Problem]:
@@ -98,7 +88,7 @@ def differences(model: nn.Module, saved: Fingerprint, without: Collection[str] =
 
 def strangeness(model: nn.Module, saved: Fingerprint) -> Problem | None:
     """That the base is kept in another number format than the one on record, which is no other base."""
-    schemes = {e.scheme for _, m in base_modules(model) for e in encoded(m).values()}
+    schemes = {e.scheme for _, m in keeping(model) for e in encoded(m).values()}
     mine = ", ".join(sorted(schemes))
     if mine == saved.scheme:
         return None
@@ -120,12 +110,17 @@ def frozen(model: nn.Module, without: Collection[str]) -> dict[str, Tensor | Enc
     """The base's tensors by name, sorted, tied ones once; those kept as codes by the name of what they decode to."""
     found: dict[str, Tensor | Encoded] = dict(base_parameters(model))
     seen: set[int] = set()
-    for path, module in base_modules(model):
+    for path, module in keeping(model):
         for name, it in encoded(module).items():
             if id(it.kept[0]) not in seen:
                 found[f"{path}.{name}" if path else name] = it
             seen.add(id(it.kept[0]))
     return {key: t for key, t in sorted(found.items()) if key not in without}
+
+
+def keeping(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules that hold tensors."""
+    return [(path, m) for path, m in base_modules(model) if m._parameters or m._buffers]
 
 
 def unlike(mine: str, saved: str, width: int) -> int | None:
@@ -161,30 +156,66 @@ def places(size: int, wanted: int) -> Any:
     return numpy.arange(wanted, dtype=numpy.int64) * max(1, (size - 1) // max(1, wanted - 1)) % size
 
 
-# tensor -> (how it was, the digest of its many values): what is asked at every save and load is mostly unchanged
+@dataclass(frozen=True, eq=False, slots=True)
+class Known:
+    """What is kept of a tensor: how it was found, the digest of its MANY values, and FEW of them in fp32."""
+
+    version: int
+    place: int
+    dtype: torch.dtype
+    bits: bytes  # those few as they lie in memory
+    exact: str
+    few: bytes
+
+
+# what is asked at every save and load is mostly unchanged; of a tensor's memory nothing is held
 _known: Any = WeakIdKeyDictionary()
 
 
-def exact(tensor: Tensor, few: Any) -> str:
-    """The digest of up to MANY values, kept for as long as the tensor has the same version, memory and FEW values.
+def look(tensor: Tensor) -> Known:
+    """What is kept of a tensor, for as long as it has the same version, memory and FEW values.
 
     Those few are looked at as well because writes through `.data`, as a merge makes them, do not count as a version.
     """
     if tensor.is_inference():
-        return digest(raw(tensor))
-    now = (tensor._version, tensor.data_ptr(), tensor.dtype, few.tobytes())
-    then = _known.get(tensor)
-    if then is None or then[0] != now:
-        then = _known[tensor] = (now, digest(raw(tensor)))
-    return str(then[1])
+        return seen(tensor, 0, b"")
+    then, version, bits = _known.get(tensor), tensor._version, glimpsed(tensor)
+    if (
+        then is None
+        or then.bits != bits
+        or then.version != version
+        or then.place != tensor.data_ptr()
+        or then.dtype is not tensor.dtype
+    ):
+        then = _known[tensor] = seen(tensor, version, bits)
+    return then
 
 
-def raw(tensor: Tensor) -> bytes:
-    return bytes(sampled(tensor, MANY).astype("<f8").tobytes())
+def glimpsed(tensor: Tensor) -> bytes:
+    """FEW values as they lie in memory: no tensor for any step on the way, where the CPU has them."""
+    if tensor.is_cpu and tensor.dtype in PLAIN and tensor.is_contiguous():
+        flat = (tensor.detach() if tensor.dtype in ARRAYS else tensor.detach().view(torch.int16)).numpy().reshape(-1)
+        return flat[places(flat.size, FEW)].tobytes()
+    return few_of(tensor)
+
+
+def seen(tensor: Tensor, version: int, bits: bytes) -> Known:
+    every = bytes(sampled(tensor, MANY).astype("<f8").tobytes())
+    return Known(version, tensor.data_ptr(), tensor.dtype, bits, digest(every), few_of(tensor))
+
+
+def few_of(tensor: Tensor) -> bytes:
+    return bytes(sampled(tensor, FEW, padded=True).astype("<f4").tobytes())
+
+
+def coded(tensor: Encoded) -> Known:
+    """The digest of its codes and scales; values that only decoding would tell are NaN."""
+    exact = digest("".join(look(t).exact for t in tensor.kept).encode())
+    return Known(0, 0, tensor.dtype, b"", exact, UNKNOWN)
 
 
 @cache
-def named(key: str, shape: torch.Size) -> str:
+def named(key: str, shape: tuple[int, ...]) -> str:
     return digest(f"{key} {tuple(shape)}".encode())
 
 

@@ -25,6 +25,7 @@ from featherweight.checkpoint.record import Record, digest, from_metadata
 from featherweight.checkpoint.save import table
 from featherweight.core.attach import attach, detach
 from featherweight.core.errors import Problem, did_you_mean, raise_all
+from featherweight.core.host import steady
 from featherweight.core.method import Method
 from featherweight.core.state import load_state
 from featherweight.core.switch import switch, switch_of
@@ -90,9 +91,9 @@ def load(
         raise_all([Problem("AdapterHub's folders cannot replace", str(place), fix=OUT)] if replace else [])
         return adapterhub.load(model, place, name, train=train, stack=stack)
     stored = read(folder, name)
-    check_base(model, stored, strict_base)
-    method, head = meant(model, stored)
-    with undone(model, name), quiet_chance(model):
+    with steady(), undone(model, name), quiet_chance(model):
+        check_base(model, stored, strict_base)
+        method, head = meant(model, stored)
         if replace:
             still = "replacing keeps the stack and the marks"
             raise_all(
@@ -103,7 +104,7 @@ def load(
             attach(model, method, name, head=head, stack=stack, train=train)
         entries = table(model, name)
         tensors = without_copies(model, used(stored), entries, str(stored.folder / WEIGHTS))
-        load_state(model, name, unpacked(entries, tensors, WEIGHTS))
+        load_state(model, name, unpacked(entries, tensors, WEIGHTS), give=not replace)
     return model
 
 
@@ -150,7 +151,8 @@ def note_unknown(config: Mapping[str, Any], known: tuple[str, ...], where: str) 
 @contextmanager
 def undone(model: nn.Module, name: str) -> Iterator[None]:
     """On an error take the adapter off again and put back what was active."""
-    taken, active = name in switch_of(model).attached, switch_of(model).active
+    before = switch_of(model)
+    taken, active = name in before.attached, before.active
     try:
         yield
     except BaseException:
@@ -165,7 +167,9 @@ def quiet_chance(model: nn.Module) -> Iterator[None]:
     """Attach makes initial values that are overwritten at once: the caller's random state is left as it was, and no
     weight is decomposed for them.
     """
-    cards = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    cards = []
+    if torch.cuda.is_initialized():  # no tensor is on a card before
+        cards = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=cards), spared():
         yield
 
@@ -177,6 +181,8 @@ def without_copies(
     an error.
     """
     wanted = {e.key for e in entries}
+    if wanted.issuperset(tensors):
+        return dict(tensors)
     base = dict(model.named_parameters(remove_duplicate=False))
     copies = {k: base[n] for k in tensors if k not in wanted and (n := plain_name(k)) in base}
     raise_all(

@@ -19,9 +19,9 @@ from featherweight.checkpoint.peft.names import regex
 from featherweight.checkpoint.peft.table import for_method
 from featherweight.checkpoint.record import Record, digest
 from featherweight.core.errors import InputError, Problem
-from featherweight.core.host import base_modules
+from featherweight.core.host import base_modules, steady
 from featherweight.core.method import Method
-from featherweight.core.state import adapters, state
+from featherweight.core.state import adapters, tensors_of
 from featherweight.core.switch import Attached, switch_of
 from featherweight.quant.recipe import recipes
 
@@ -47,11 +47,12 @@ def save(model: nn.Module, folder: str | os.PathLike[str], name: str | None = No
 
 
 def save_one(model: nn.Module, folder: Path, name: str, durable: bool) -> None:
-    made = adapters(model, name)
-    kept = in_use(model, name, made, state(model, name))
-    config, method = config_of(model, name, made)
-    tensors = packed(entries_of(model, name, made, kept), kept)
-    metadata = record(model, name, folder, config, tensors, method).to_metadata()
+    with steady():
+        made = adapters(model, name)
+        kept = in_use(model, name, made, tensors_of(made))
+        config, method = config_of(model, name, made)
+        tensors = packed(entries_of(model, name, made, kept), kept)
+        metadata = record(model, name, folder, config, tensors, method).to_metadata()
     write_adapter(folder, config, tensors, metadata, durable)
 
 
@@ -88,7 +89,8 @@ def entries_of(model: nn.Module, name: str, made: Adapters, kept: Mapping[str, T
 
 def table(model: nn.Module, name: str) -> list[Entry]:
     """The table of an attached adapter's tensors: what its file holds, and where each goes."""
-    return entries_of(model, name, adapters(model, name), state(model, name))
+    made = adapters(model, name)
+    return entries_of(model, name, made, tensors_of(made))
 
 
 def trunk(made: Adapters, heads: Sequence[str], attached: Attached) -> Adapters:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from featherweight.core.adapter import Adapter
+from featherweight.core.adapter import Adapter, parts_of
 from featherweight.core.anatomy import anatomy
 from featherweight.core.errors import InputError, Problem, alike, did_you_mean, listed, raise_all
 from featherweight.core.host import base_modules, base_parameters, become_host, hosts, leave_host, refuse_sharded
@@ -47,7 +47,9 @@ def attach(
     freeze(model, switch)
     for path, (module, adapter) in made.items():
         become_host(module, switch, path)
-        vars(module)["_modules"]["adapters"][name] = adapter.train(module.training)  # eval mode: no dropout
+        for part in parts_of(adapter):
+            vars(part)["training"] = module.training  # eval mode: no dropout
+        vars(module)["_modules"]["adapters"][name] = adapter
     switch.attached[name] = Attached(method, bool(heads), train)
     switch.set((*switch.active, name) if stack else (name,), None, switch.strength if stack else {})
     refresh(model)

@@ -7,6 +7,8 @@ Base keys, `isinstance`, the class's name and the signature of `forward` stay as
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, wraps
 from types import MethodType
 from typing import Any, ClassVar
@@ -76,7 +78,11 @@ def frozen_class(module: nn.Module) -> Any:
 
 def reclass(module: nn.Module, cls: Any) -> None:
     """The one way a module's class changes: a host stays a host, and bound forwards kept by others are re-pointed."""
-    module.__class__ = host_class(cls) if isinstance(module, Host) else cls
+    put_class(module, host_class(cls) if isinstance(module, Host) else cls)
+
+
+def put_class(module: Any, cls: Any) -> None:
+    object.__setattr__(module, "__class__", cls)  # a module's own looks for parameters first
     if "_old_forward" in vars(module):  # accelerate's hooks keep the old bound forward and would call that
         vars(module)["_old_forward"] = MethodType(type(module).forward, module)
 
@@ -109,10 +115,9 @@ def become_host(module: nn.Module, switch: Switch, path: str) -> None:
                 fix="attach first, then prepare",
             )
         )
-    module.adapters = Adapters()
+    module._modules["adapters"] = Adapters()
     module.__dict__["switch"] = switch
-    module.__class__ = host_class(frozen_class(module))
-    reclass(module, frozen_class(module))
+    put_class(module, host_class(frozen_class(module)))
 
 
 def leave_host(module: nn.Module) -> None:
@@ -120,8 +125,7 @@ def leave_host(module: nn.Module) -> None:
     cls = frozen_class(module)
     del module.adapters
     del module.__dict__["switch"]
-    module.__class__ = cls
-    reclass(module, cls)
+    put_class(module, cls)
 
 
 def refuse_sharded(model: nn.Module, verb: str, fix: str) -> None:
@@ -138,8 +142,33 @@ def hosts(model: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((path, m) for path, m in base_modules(model) if isinstance(m, Host))
 
 
+# id of a module -> what a walk through it found; those modules are held, so no other one comes to have their id
+_walks: ContextVar[dict[int, list[tuple[str, nn.Module]]] | None] = ContextVar("walks", default=None)
+
+
+@contextmanager
+def steady() -> Iterator[None]:
+    """A promise that no module of the base comes or goes: each walk is done once. Hosts and adapters may come and go,
+    since a host is the module that it was.
+    """
+    token = _walks.set(_walks.get() or {})
+    try:
+        yield
+    finally:
+        _walks.reset(token)
+
+
 def base_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """`named_modules` without the adapters: what the model was before any attach, each module once."""
+    walks = _walks.get()
+    if walks is None or prefix:
+        return walk(model, prefix)
+    if id(model) not in walks:
+        walks[id(model)] = list(walk(model, prefix))
+    return iter(walks[id(model)])
+
+
+def walk(model: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     seen: set[int] = set()
     stack = [(prefix, model)]
     while stack:

@@ -20,7 +20,7 @@ class Site:
     role: str = ""
     rows: Tensor | None = None
 
-    @property
+    @cached_property
     def kind(self) -> str:
         return kind_of(self.module)
 
@@ -59,10 +59,10 @@ def kind_of(module: nn.Module) -> str:
 
 def is_norm(module: nn.Module) -> bool:
     """LayerNorm and RMSNorm of any make: a leaf named for it, whose weight (and bias) are vectors."""
+    if not named_norm(frozen_class(module)) or any(n != "adapters" for n in module._modules):
+        return False
     own = [p for p in module._parameters.values() if p is not None]
-    named = named_norm(frozen_class(module))
-    children = [n for n in module._modules if n != "adapters"]
-    return named and not children and "weight" in module._parameters and all(p.dim() == 1 for p in own) and bool(own)
+    return "weight" in module._parameters and all(p.dim() == 1 for p in own) and bool(own)
 
 
 @cache

@@ -28,9 +28,14 @@ def adapters(model: nn.Module, name: str) -> dict[str, Adapter]:
 
 def live(model: nn.Module, name: str) -> dict[str, Tensor]:
     """The adapter's own tensors (not copies) by key, each tensor once."""
+    return tensors_of(adapters(model, name))
+
+
+def tensors_of(adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:
+    """The own tensors of adapters by path."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for path, adapter in adapters(model, name).items():
+    for path, adapter in adapters.items():
         own = adapter.of if isinstance(adapter, Parts) else adapter
         for key, tensor in saved(own):
             if id(tensor) not in seen:
@@ -57,9 +62,13 @@ def state(model: nn.Module, name: str) -> dict[str, Tensor]:
     return {key: tensor.detach() for key, tensor in live(model, name).items()}
 
 
-def load_state(model: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors into an adapter; missing, extra and misshapen ones are listed, and then nothing is copied."""
-    own, free = live(model, name), elastic(adapters(model, name))
+def load_state(model: nn.Module, name: str, tensors: Mapping[str, Tensor], give: bool = False) -> None:
+    """Copy tensors into an adapter; missing, extra and misshapen ones are listed, and then nothing is copied.
+
+    `give`: the tensors are nobody else's, and the adapter may keep them rather than copies.
+    """
+    made = adapters(model, name)
+    own, free = tensors_of(made), elastic(made)
     missing = [k for k in own if k not in tensors]
     extra = [k for k in tensors if k not in own]
     problems = [Problem("missing tensor", k, expected=shape(own[k]), fix=near(k, extra)) for k in missing]
@@ -70,15 +79,29 @@ def load_state(model: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> No
         if k in own and own[k].shape != t.shape and not (k in free and t.dim() == 1)
     ]
     raise_all(problems)
-    raise_all(p for prefix, a in single(adapters(model, name)) for p in a.misfits(prefix, tensors))
+    raise_all(p for prefix, a in single(made) for p in a.misfits(prefix, tensors))
     with torch.no_grad():
         for key, tensor in tensors.items():
-            if own[key].shape == tensor.shape:
+            if give and takes(own[key], tensor):
+                own[key].data = tensor
+            elif own[key].shape == tensor.shape:
                 own[key].copy_(tensor)
             else:
                 own[key].data = tensor.detach().clone().to(own[key])
     if free:
         refresh(model)
+
+
+def takes(own: Tensor, tensor: Tensor) -> bool:
+    """Whether a tensor may take the place of an adapter's own: alike, whole, and alone in its memory."""
+    return (
+        own.shape == tensor.shape
+        and own.dtype is tensor.dtype
+        and own.is_cpu
+        and tensor.is_cpu
+        and own.stride() == tensor.stride()
+        and tensor.untyped_storage().nbytes() == tensor.nbytes
+    )
 
 
 def single(adapters: Mapping[str, Adapter]) -> Iterator[tuple[str, Adapter]]:

@@ -89,18 +89,14 @@ def switch_of(model: nn.Module) -> Switch:
 
 def switches(model: nn.Module) -> Iterator[Switch]:
     """Every switch in the model: more than one where submodules were attached apart."""
+    from featherweight.core.host import base_modules
+
     seen: set[int] = set()
-    below = [model]
-    while below:  # `modules()` without its names and generators: this is asked many times for each verb
-        module = below.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
+    for _, module in base_modules(model):
         found = module.__dict__.get("switch")
         if isinstance(found, Switch) and id(found) not in seen:
             seen.add(id(found))
             yield found
-        below += [m for m in reversed(module._modules.values()) if m is not None]
 
 
 def joined(model: nn.Module) -> Switch:
@@ -223,6 +219,7 @@ _held: WeakKeyDictionary[Switch, dict[str, Held]] = WeakKeyDictionary()
 
 def held(model: nn.Module, state: Switch) -> dict[str, Held]:
     """What is held by name, found once for every attach and detach."""
+    from featherweight.core.adapter import own_parameters
     from featherweight.core.host import hosts
 
     if state not in _held:
@@ -233,7 +230,7 @@ def held(model: nn.Module, state: Switch) -> dict[str, Held]:
         for name, own in found.items():
             for adapter in own.adapters:
                 adapter.learn(True)
-            every = {id(p): p for adapter in own.adapters for p in adapter.parameters()}
+            every = {id(p): p for adapter in own.adapters for p in own_parameters(adapter)}
             own.trained += [p for p in every.values() if p.requires_grad]
             own.learn(state.trains(name))
     return _held[state]

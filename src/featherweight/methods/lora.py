@@ -98,8 +98,8 @@ class LoRA(Method):
 
     def check(self, site: Site, rank: int, alpha: float) -> None:
         weight = like(site.host)
-        most = min(weight.shape[0], weight[0].numel())
-        groups = getattr(site.module, "groups", 1)
+        most = min(weight.shape[0], weight.shape[1:].numel())
+        groups = vars(site.module).get("groups", 1)
         start = STARTS.get(self.init)
         wrong = []
         if not 1 <= rank <= most:
@@ -146,6 +146,8 @@ class LoRA(Method):
 
 def pick(pattern: Mapping[str, Any], site: Site | str, usual: Any) -> Any:
     """The first pattern that matches the end of the path at a dot, as PEFT does it; a slice is `path.role` too."""
+    if not pattern:
+        return usual
     paths = [site] if isinstance(site, str) else [site.path]
     if isinstance(site, Site) and site.rows is not None:
         paths.append(f"{site.path}.{site.role}")

@@ -24,15 +24,17 @@ class LowRank(Adapter):
     """On a linear layer: lora_A.weight (r, in), lora_B.weight (out, r)."""
 
     rounds = 0  # of LoftQ, which starts when the host's weight becomes codes
+    scale: float
+    freeze_A: bool  # noqa: N815
 
     def __init__(self, host: Any, rank: int, scale: float, dropout: float = 0.0, freeze_A: bool = False):
         super().__init__()
-        self.scale, self.freeze_A = scale, freeze_A
+        vars(self).update(scale=scale, freeze_A=freeze_A)  # a module's own way looks for parameters first
         self.dropout = self.noise(dropout)
         self.size(host, rank)
 
     def noise(self, dropout: float) -> nn.Module:
-        return nn.Dropout(dropout)
+        return blank(nn.Dropout, dropout)
 
     @property
     def drops(self) -> float:
@@ -42,9 +44,9 @@ class LowRank(Adapter):
     def size(self, host: Any, rank: int) -> None:
         """Make factors of this rank, without values."""
         W = like(host)
-        out, into = W.shape
-        self.lora_A = blank(nn.Linear, into, rank, bias=False, **kind(W))
-        self.lora_B = blank(nn.Linear, rank, out, bias=False, **kind(W))
+        (out, into), usual = W.shape, kind(W)
+        self.lora_A = blank(nn.Linear, into, rank, bias=False, **usual)
+        self.lora_B = blank(nn.Linear, rank, out, bias=False, **usual)
 
     @property
     def A(self) -> Tensor:
@@ -89,7 +91,7 @@ class LowRank(Adapter):
         return loftq(self, W, rounded) if self.rounds else W
 
     def learn(self, on: bool) -> None:
-        self.requires_grad_(on)
+        super().learn(on)
         if self.freeze_A:
             self.A.requires_grad_(False)
 

@@ -15,8 +15,7 @@ A = [A; A₀], B = [B, −B₀]. DoRA adds `lora_magnitude_vector (out,)`.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -65,8 +64,9 @@ UNTOUCHED = (True, False, None, "gaussian", "eva", "orthogonal")  # inits that l
 def config(model: nn.Module, method: Method, adapters: Adapters) -> dict[str, Any]:
     """Read off the adapters themselves: ranks and scales, whatever options made them."""
     method = cast(LoRA, method)
-    ranks = {path: sum(rank(part) for part in parts(a)) for path, a in adapters.items()}
-    scales = {path: scale(parts(a)[0]) for path, a in adapters.items()}
+    low = {path: parts(a) for path, a in adapters.items()}
+    ranks = {path: sum([rank(part) for part in of]) for path, of in low.items()}
+    scales = {path: scale(of[0]) for path, of in low.items()}
     alphas = {p: whole(s * (ranks[p] ** 0.5 if method.rank_stabilized else ranks[p])) for p, s in scales.items()}
     modules = dict(base_modules(model))
     usual_rank, usual_alpha = usual(ranks.values()), usual(alphas.values())
@@ -104,7 +104,7 @@ def whole(value: float) -> int | float:
 
 
 def parts(adapter: nn.Module) -> Sequence[LowRank]:
-    return [cast(LowRank, a) for a in (adapter.of.values() if isinstance(adapter, Parts) else [adapter])]
+    return [*adapter.of.values()] if isinstance(adapter, Parts) else [adapter]  # type: ignore[list-item]
 
 
 def rank(adapter: LowRank) -> int:
@@ -120,8 +120,7 @@ def entries(model: nn.Module, adapters: Adapters, state: Mapping[str, Tensor]) -
     return [e for path, adapter in adapters.items() for e in stored(path, adapter, state, modules[path])]
 
 
-@dataclass(frozen=True)
-class Factor:
+class Factor(NamedTuple):
     """A pair A, B of the model's tensors by key, with the rows of its slice (None: all) and its share of the scale."""
 
     A: str
@@ -134,10 +133,10 @@ def factors(path: str, adapter: nn.Module) -> list[Factor]:
     """The pairs of one place: one for each slice, and after it the start that its change is counted from."""
     many = isinstance(adapter, Parts)
     slices = adapter.rows if isinstance(adapter, Parts) else {"": None}
-    found = []
-    for (role, rows), low in zip(slices.items(), parts(adapter), strict=True):
+    found, lows = [], parts(adapter)
+    for (role, rows), low in zip(slices.items(), lows, strict=True):
         own = f"{path}.{role}" if many else path
-        fold = scale(low) / scale(parts(adapter)[0])
+        fold = scale(low) / scale(lows[0])
         a, b = NAMES[isinstance(low, LowRankEmbedding)]
         found.append(Factor(f"{own}.{a}", f"{own}.{b}", rows, fold))
         if isinstance(low, Shifted) and low.origin_A is not None:
@@ -149,7 +148,7 @@ def stored(path: str, adapter: nn.Module, state: Mapping[str, Tensor], module: n
     """The file's tensors of one place: A and B, and DoRA's magnitude."""
     a, b = (f"{PREFIX}{path}.{name}" for name in NAMES[isinstance(adapter, LowRankEmbedding)])
     found = factors(path, adapter)
-    shapes = {key: tuple(state[key].shape) for f in found for key in (f.A, f.B)}
+    shapes = {key: state[key].shape for f in found for key in (f.A, f.B)}
     if len(found) == 1 and found[0].rows is None:
         pair = [same(a, found[0].A, shapes[found[0].A]), same(b, found[0].B, shapes[found[0].B])]
     else:

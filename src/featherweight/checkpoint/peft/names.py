@@ -67,8 +67,11 @@ def pattern_value(path: str, patterns: Mapping[str, Any] | None, otherwise: Any)
 
 def tails(path: str) -> list[str]:
     """The dotted ends of a path, shortest first: `a.b.c` -> `c`, `b.c`, `a.b.c`."""
-    dots = [i + 1 for i, c in enumerate(path) if c == "."]
-    return [path[i:] for i in (*reversed(dots), 0)]
+    found, at = [], path.rfind(".")
+    while at >= 0:
+        found.append(path[at + 1 :])
+        at = path.rfind(".", 0, at)
+    return [*found, path]
 
 
 def hit(modules: Iterable[str]) -> set[str]:
@@ -76,16 +79,18 @@ def hit(modules: Iterable[str]) -> set[str]:
     return {tail for m in modules for tail in tails(m)}
 
 
-def shortest(wanted: Collection[str], modules: Collection[str]) -> list[str]:
-    """The shortest list of suffixes that, by PEFT's matching, hits the wanted modules and no other one."""
-    others = hit(set(modules) - set(wanted))
+def shortest(wanted: Collection[str], others: Collection[str]) -> list[str]:
+    """The shortest list of suffixes that, by PEFT's matching, hits the wanted modules and none whose names, by `hit`,
+    are `others`.
+    """
     return sorted({next((t for t in tails(path) if t not in others), path) for path in wanted})
 
 
 def named(wanted: Collection[str], modules: Collection[str]) -> list[str] | str:
     """Target modules for PEFT: the shortest list, or a regex of whole paths where one path is the end of another."""
-    ends = shortest(wanted, modules)
-    if hit(set(modules) - set(wanted)).isdisjoint(ends):
+    others = hit(set(modules) - set(wanted))
+    ends = shortest(wanted, others)
+    if others.isdisjoint(ends):
         return ends
     return "|".join(map(re.escape, sorted(wanted)))
 
@@ -93,7 +98,7 @@ def named(wanted: Collection[str], modules: Collection[str]) -> list[str] | str:
 def endings(wanted: Collection[str], modules: Collection[str]) -> list[str]:
     """Regexes, to be matched at the end of a path at a dot, that hit the wanted modules and none of the others."""
     others = hit(set(modules) - set(wanted))
-    return [f"^{re.escape(t)}" if t in others else re.escape(t) for t in shortest(wanted, modules)]
+    return [f"^{re.escape(t)}" if t in others else re.escape(t) for t in shortest(wanted, others)]
 
 
 def regex(wanted: Collection[str], modules: Collection[str]) -> str:

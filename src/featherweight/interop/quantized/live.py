@@ -117,14 +117,15 @@ def live_class(cls: Any, number: int) -> Any:
 
 def settle(model: nn.Module) -> None:
     """Before an attach: every quantized layer of another library gets its live class."""
+    layers = [(p, m) for p, m in base_modules(model) if isinstance(m, nn.Linear)]
     raise_all(
         Problem("not quantized yet: its library does that when the model is moved", path, "codes", "a plain weight",
                 'model.to("cpu"), or another device, first; then attach')
-        for path, m in base_modules(model) if any(library.pending(m) for library in libraries)
+        for path, m in layers if any(library.pending(m) for library in libraries)
     )  # fmt: skip
     dtype = next((p.dtype for p in model.parameters() if type(p) is nn.Parameter and p.is_floating_point()), None)
-    for _, module in base_modules(model):
-        if isinstance(module, Live) or not isinstance(module, nn.Linear):
+    for _, module in layers:
+        if isinstance(module, Live):
             continue
         for number, library in enumerate(libraries):
             if library.opened(module) is not None:
