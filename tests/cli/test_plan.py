@@ -65,6 +65,51 @@ def test_training_refuses_above_its_limit(base: str, tmp_path: Path, capsys: pyt
     assert not (tmp_path / "out").exists()
 
 
+def test_a_limit_plans_the_run_that_was_asked_for(
+    base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own rows and task, not language modelling at full length."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a dog", "label": "b"}\n{"text": "a cat", "label": "c"}\n' * 2)
+    words = ["train", "--model", base, "--data", str(rows), "--output", str(tmp_path / "out"), "--steps", "1"]
+    plain = ["plan", base, "--batch", "16", "--json"]
+    assert main(plain) == 0
+    whole = json.loads(capsys.readouterr().out)["train_bytes"]
+    assert main([*plain, "--data", str(rows)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["task"]["type"] == "classification"
+    assert found["train_bytes"] < whole / 4
+    assert main([*words, "--limit", "1MB"]) == 2
+    assert "needs more memory than its limit" in capsys.readouterr().err
+    assert main([*words, "--limit", f"{whole // 4}"]) != 2, capsys.readouterr().err
+
+
+def test_recipe_template_and_draws_are_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(Path(__file__).parents[2] / "models" / "tiny-t5")
+    rows = [{"premise": f"It rained on day {i}.", "hypothesis": "It was wet.", "label": i % 2} for i in range(4)]
+    (tmp_path / "7_seed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["plan", model, "--data", str(tmp_path / "{seed}_seed.jsonl"), "--seeds", "7,8", "--template", "rte"]
+    assert main([*words, "--recipe", "tfew", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["task"], found["method"], found["batch"]) == ({"type": "seq2seqchoices"}, {"type": "ia3"}, 8)
+    assert found["data"]["rows"] == 4 * 3  # templates
+    assert main([*words, "--recipe", "tfew", "--template", "rtee", "--json"]) == 2
+    assert "rte" in capsys.readouterr().err
+
+
+def test_what_cannot_be_planned_says_where(base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a", "choices": ["b", "c"], "label": 7}\n')
+    assert main(["plan", base, "--data", str(rows)]) == 2
+    assert "rows.jsonl:1" in capsys.readouterr().err
+    assert main(["plan", base, "--from", "out/run"]) == 2
+    assert "--from: a run that goes on from an adapter is not planned" in capsys.readouterr().err
+    assert main(["plan", base, "--task", "questionansering"]) == 2
+    assert "did you mean 'questionanswering'" in capsys.readouterr().err
+    assert main(["plan", base, "--length", "9999"]) == 2
+    assert "--length: more tokens than the model has positions" in capsys.readouterr().err
+
+
 AMOUNTS = [("6GB", 6 * 10**9), ("512 mb", 512 * 10**6), ("1.5GiB", 3 * 2**29), ("7", 7), ("2k", 2000)]
 
 

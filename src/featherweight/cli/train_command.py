@@ -37,8 +37,11 @@ def keep_within(config: RunConfig) -> None:
     from featherweight.plan import plan
     from featherweight.plan.fit import ways_out
     from featherweight.plan.show import size
+    from featherweight.train.repeats import placed as drawn
 
-    found = plan(config.model, method_of(config), config.quantize, task=config.task, **config.settings)
+    data = drawn(config.data, config.seeds[0]) if config.seeds else config.data
+    found = plan(config.model, method_of(config), config.quantize, task=config.task, data=data, columns=config.columns,
+                 template=config.template, recipe=config.recipe, **config.settings)  # fmt: skip
     needs = {"a training step": found.train_bytes, **{k: found.peaks[k] for k in ("load", "save")}}
     worst = max(needs, key=lambda name: needs[name])
     if needs[worst] > config.limit:

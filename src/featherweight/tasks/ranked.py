@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from featherweight.data.types import Example
 
 
-COUNT, WIDTH = 4, 16  # choices of a row that is made up, and tokens of each
+COUNT, WIDTH = 4, 8  # choices of a row that is made up, and tokens of each
 
 
 class Ranked:
