@@ -163,6 +163,34 @@ def test_other_architectures(arch: str, tmp_path: Path, words: Any) -> None:
     assert equal(fw.load_base(tmp_path / "codes"), streamed)
 
 
+def test_experts_are_read_one_by_one(tmp_path: Path, words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of one tensor for each expert: their stack, which the model has, is never in memory."""
+    import weakref
+
+    from featherweight.interop.stream import Stored
+
+    plain = tiny("mixtral")
+    plain.save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    read, alive, most = Stored.__getitem__, [], [0]
+
+    def watched(stored: Stored, key: Any) -> torch.Tensor:
+        made = read(stored, key)
+        alive.append(weakref.ref(made))
+        if len(stored.shape) == 2:
+            most.append(sum(t.numel() for ref in alive if (t := ref()) is not None and t.dim() == 2))
+        return made
+
+    monkeypatch.setattr(Stored, "__getitem__", watched)
+    streamed = fw.load_base(tmp_path, quantize=fw.NF4(block=32))
+    matrix = plain.model.layers[0].mlp.experts.down_proj[0].numel()
+    kept = sum(p.numel() for p in streamed.parameters() if p.dim() == 2)  # embedding, head, routers
+    assert max(most) <= kept + 3 * matrix
+    fw.quantize(plain, fw.NF4(block=32))
+    assert equal(plain, streamed)
+    assert streamed.quantization_report.to_dict() == plain.quantization_report.to_dict()
+
+
 @pytest.fixture(scope="session")
 def words() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers

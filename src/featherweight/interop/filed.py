@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from featherweight.core.errors import InputError, Problem
@@ -35,6 +35,7 @@ class Source:
     make: Callable[[], Tensor]
     like: Tensor  # on the meta device
     kept: bool = True
+    pick: "Callable[[int], Source] | None" = None  # one of a stack's tensors, where it is had without the others
 
     def read(self) -> Tensor:
         global last
@@ -90,6 +91,8 @@ class Filed(Tensor):
             raise InputError(Problem("a tensor that stays in its file cannot be written", str(func)))
         there = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
         if (func in MOVED or func in PARTS) and all(isinstance(t, Filed) for t in there) and on_cpu(kwargs):
+            if func is aten.select.int and args[0].source.pick and args[1] == 0:
+                return Filed(args[0].source.pick(range(len(args[0]))[args[2]]))
             return moved(func, args, kwargs)
         return func(*tree_map_only(Filed, read, args), **tree_map_only(Filed, read, kwargs))
 
@@ -119,8 +122,42 @@ def moved(func: Any, args: Any, kwargs: Any) -> Any:
 
     likes = run(lambda t: t.source.like, {"device": "meta"} if "device" in kwargs else {})
     if isinstance(likes, Tensor):
-        return Filed(Source(lambda: run(read, {}), likes))
+        return Filed(Source(lambda: run(read, {}), likes, pick=picking(func, args, kwargs)))
     return tuple(Filed(Source(partial(part, i), like, kept=False)) for i, like in enumerate(likes))
+
+
+def picking(func: Any, args: Any, kwargs: Any) -> Callable[[int], Source] | None:
+    """How one of a stack's tensors is had alone: of tensors that were stacked, and of what is done to each alike."""
+    below, *dims = args
+    if func is aten.stack.default and dims in ([], [0]) and not kwargs:
+        return lambda i: below[i].source
+    parts = below if isinstance(below, list | tuple) else [below]
+    each = func is aten._to_copy.default or (func in (aten.cat.default, aten.transpose.int) and dims and min(dims) > 0)
+    if not each or any(part.source.pick is None for part in parts):
+        return None
+
+    def pick(i: int) -> Source:
+        some = [Filed(part.source.pick(i)) for part in parts]
+        inner = some if isinstance(below, list | tuple) else some[0]
+        found: Filed = func(inner, *(d - 1 for d in dims), **kwargs)
+        return found.source
+
+    return pick
+
+
+def settle(model: nn.Module) -> None:
+    """Read every tensor of a model that is still in its file."""
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for held in tables:
+            for name, tensor in held.items():
+                if isinstance(tensor, Filed):
+                    there = isinstance(tensor, nn.Parameter)
+                    if id(tensor) not in made:
+                        dense = whole(tensor)
+                        made[id(tensor)] = nn.Parameter(dense, tensor.requires_grad) if there else dense
+                    held[name] = made[id(tensor)]
 
 
 @dataclass(frozen=True)

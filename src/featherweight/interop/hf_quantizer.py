@@ -11,7 +11,7 @@ quantized folders too.
 import re
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,17 +22,18 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from featherweight.core.errors import Problem, raise_all
+from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.core.host import base_modules
 from featherweight.interop import quantized_folder as folder
 from featherweight.interop.filed import whole
 from featherweight.interop.stream import Stored
+from featherweight.quant.each import Each
 from featherweight.quant.place import Place, slots
 from featherweight.quant.quantize import problems, rest, settled, unsound
 from featherweight.quant.quantized import Quantized, dequantize
 from featherweight.quant.recipe import Recipe
-from featherweight.quant.report import Layer, Report, measured
-from featherweight.quant.scheme import Scheme
+from featherweight.quant.report import Layer, Report, measured, together
+from featherweight.quant.scheme import Packed, Scheme
 from featherweight.quant.skip import Skipped, choose, recounted
 
 
@@ -130,7 +131,7 @@ class Encode(ConversionOps):
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
     ) -> dict[str, list[Tensor]]:
         for name, tensor in input_dict.items():
-            encode(self.job, name, whole(tensor[0] if isinstance(tensor, list) else tensor))
+            encode(self.job, name, tensor[0] if isinstance(tensor, list) else tensor)
             kwargs["missing_keys"].discard(name)
         return {}
 
@@ -138,19 +139,44 @@ class Encode(ConversionOps):
 def encode(job: Job, name: str, W: Tensor) -> None:
     """Put the codes of W in place of a weight without memory; what is wrong with W is noted and goes on."""
     place, scheme = job.places[name]
-    module: Any = place.module
-    problem = unsound(name, W)
     if W.shape != place.own.shape:
-        problem = Problem("misshapen tensor", name, str(tuple(place.own.shape)), str(tuple(W.shape)))
-    if problem is not None:
-        job.problems.append(problem)
+        job.problems.append(Problem("misshapen tensor", name, str(tuple(place.own.shape)), str(tuple(W.shape))))
         return
-    W = W.mT if place.flip else W
-    W = W if place.name else W.contiguous()
-    packed = place.codec(scheme).encode(W)
-    job.layers[place.path] = measured(place, W, scheme, packed, W.numel() * place.own.dtype.itemsize)
-    for made in (module, place.put(scheme, packed)):
+    try:
+        packed, layer = one(place, scheme, W) if place.name is None else many(place, scheme, W)
+    except InputError as error:
+        job.problems += error.problems
+        return
+    job.layers[place.path] = replace(layer, before=W.numel() * place.own.dtype.itemsize)
+    for made in (place.module, place.put(scheme, packed)):
         made._is_hf_initialized = True
+
+
+def one(place: Place, scheme: Scheme, W: Tensor) -> tuple[Packed, Layer]:
+    """Codes and report of a matrix."""
+    W = sound(place.key, W)
+    W = (W.mT if place.flip else W).contiguous()
+    packed = scheme.encode(W)
+    return packed, measured(place, W, scheme, packed, 0)
+
+
+def many(place: Place, scheme: Scheme, W: Tensor) -> tuple[Packed, Layer]:
+    """Codes and report of a stack; one of its matrices is in memory at a time where it stays in its file."""
+    parts: list[Layer] = []
+    read = (sound(f"{place.key}[{e}]", W[e]) for e in range(len(W)))
+    packed = Each(scheme).gathered(
+        len(W), ((M.mT if place.flip else M).contiguous() for M in read),
+        lambda M, codes: parts.append(measured(place, M, scheme, codes, 0)),
+    )  # fmt: skip
+    return packed, together(replace(parts[0], shape=(len(W), *parts[0].shape)), parts)
+
+
+def sound(name: str, W: Tensor) -> Tensor:
+    """The tensor in memory. Raises InputError for one that cannot be encoded."""
+    W = whole(W)
+    problem = unsound(name, W)
+    raise_all([problem] if problem else [])
+    return W
 
 
 def prepare_encoded(quantizer: Quantizer, model: Any) -> None:

@@ -66,11 +66,15 @@ def shown(schemes: Any) -> str:
 
 
 def streamed(
-    path: str | os.PathLike[str], auto: Any, config: Any, recipes: tuple[Recipe, ...], given: dict[str, Any],
+    path: str | os.PathLike[str],
+    auto: Any,
+    config: Any,
+    recipes: tuple[Recipe, ...],
+    given: dict[str, Any],
     filed: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
     """(model, what transformers says of the keys). Raises InputError over everything wrong with the files at once."""
-    from featherweight.interop.filed import Late
+    from featherweight.interop.filed import Late, settle
     from featherweight.interop.hf_quantizer import JOB, Config, Job
     from featherweight.interop.quantized.foreign import idle
 
@@ -80,7 +84,8 @@ def streamed(
         stored = as_ours(path, config, stored)
     pending = Job(f"{path}/config.json", stored, () if own(config) else recipes)
     asked = {"quantization_config": Config()} if pending.recipes else {}
-    reading = {name: Late(t) for name, t in stored.items()} if filed and not holds_codes(config) else stored
+    stays = (filed or recipes) and not holds_codes(config)
+    reading = {name: Late(t) for name, t in stored.items()} if stays else stored
     token = JOB.set(pending)
     try:
         model, info = model_class(auto, config).from_pretrained(
@@ -92,6 +97,8 @@ def streamed(
     model.name_or_path = model.config.name_or_path = os.fspath(path)
     if foreign:
         info["unexpected_keys"] = [k for k in info["unexpected_keys"] if not idle(k, stored)]
+    if not filed:
+        settle(model)
     if pending.recipes:
         model.originals = stored  # LoftQ starts from what was lost
     return model, info

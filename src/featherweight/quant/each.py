@@ -5,7 +5,7 @@
 No scale is shared across matrices, so that one of them is decoded, and computed with, alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +22,19 @@ class Each:
     scheme: Scheme
 
     def encode(self, W: Tensor, seen: Any = None) -> Packed:
+        return self.gathered(len(W), (matrix.contiguous() for matrix in W))
+
+    def gathered(
+        self, count: int, matrices: Iterable[Tensor], see: Callable[[Tensor, Packed], object] = lambda *_: None
+    ) -> Packed:
+        """The stack of so many matrices, each had when its turn comes, shown to `see` with its codes, and let go."""
         packed: Packed = {}
-        for e, matrix in enumerate(W):
-            for name, tensor in self.scheme.encode(matrix.contiguous()).items():
+        for e, matrix in enumerate(matrices):
+            made = self.scheme.encode(matrix)
+            see(matrix, made)
+            for name, tensor in made.items():
                 if not e:
-                    packed[name] = tensor.new_empty((len(W), *tensor.shape))
+                    packed[name] = tensor.new_empty((count, *tensor.shape))
                 packed[name][e] = tensor
         return packed
 
