@@ -13,6 +13,7 @@ from support.models import disturb, inputs, logits
 from torch import Tensor, nn
 
 import featherweight as fw
+from featherweight.checkpoint.fingerprint import fingerprint
 from featherweight.core.encoded import encoded
 from featherweight.core.errors import InputError
 from featherweight.quant.each import Each
@@ -209,6 +210,18 @@ def test_lora_on_experts_keeps_no_matrix(way: str) -> None:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         model(**BATCH).logits.square().mean().backward()
     assert not seen & {(32, 48), (32, 96)}
+
+
+def test_the_fingerprint_of_a_base_covers_its_experts(tmp_path: Path) -> None:
+    """An adapter is refused over other experts, if all else is the same."""
+    model = coded()
+    assert fingerprint(model).parameters == fw.trainable(model).total
+    fw.save(fw.attach(model, fw.LoRA(rank=2)), tmp_path)
+    fw.load(coded(), tmp_path)
+    other = coded()
+    experts(other).coded.down_proj.codes ^= 1
+    with pytest.raises(InputError, match=rf"another base; the first tensor that differs .* {PATH}\.down_proj"):
+        fw.load(other, tmp_path)
 
 
 def test_qlora_on_all_of_a_mixture_learns() -> None:

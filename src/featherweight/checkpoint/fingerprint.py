@@ -31,6 +31,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from featherweight.core.encoded import Encoded, encoded
 from featherweight.core.errors import Problem
 from featherweight.core.host import base_modules, base_parameters, frozen_class
+from featherweight.core.stack import stacked
 
 MANY, FEW = 1024, 4
 UNKNOWN = numpy.full(FEW, numpy.nan, "<f4").tobytes()
@@ -119,8 +120,8 @@ def frozen(model: nn.Module, without: Collection[str]) -> dict[str, Tensor | Enc
 
 
 def keeping(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The modules that hold tensors."""
-    return [(path, m) for path, m in base_modules(model) if m._parameters or m._buffers]
+    """The modules that hold tensors, or whose experts are kept as codes."""
+    return [(path, m) for path, m in base_modules(model) if m._parameters or m._buffers or stacked(m)]
 
 
 def unlike(mine: str, saved: str, width: int) -> int | None:
