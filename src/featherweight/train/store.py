@@ -85,13 +85,17 @@ def encode(value: Any) -> bytes:
     return json.dumps(value, indent=1, allow_nan=False).encode()
 
 
-def put(path: Path, parts: Iterable[bytes | memoryview]) -> dict[str, int | str]:
+def bytes_in(part: Any) -> int:
+    return memoryview(part).nbytes
+
+
+def put(path: Path, parts: Iterable[Any]) -> dict[str, int | str]:
     """Write and fsync one file; its size and hash for the manifest (of what was meant, not of what arrived)."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     size, digest = 0, sha256()
     try:
-        for part in parts:
-            view = memoryview(part)
+        for part in filter(bytes_in, parts):  # arrays too: a view of none cannot be cast
+            view = memoryview(part).cast("B")
             size += len(view)
             digest.update(view)
             while view:
