@@ -44,8 +44,8 @@ class Prefix(Method):
     place: ClassVar[str] = "keys and values of every attention"
     mergeable: ClassVar[bool] = False
     identity: ClassVar[bool] = False
-    lr: ClassVar[float] = 3e-3
-    lr_source: ClassVar[str] = "Liu et al. 2022 (T-Few), prefix tuning with Adafactor; Li and Liang 2021 have 5e-5"
+    lr: ClassVar[float] = 3e-4
+    lr_source: ClassVar[str] = "measured on sst2: from 1e-3 its MLP stays at the starting loss; Li and Liang 2021: 5e-5"
 
     def hosts(self, model: nn.Module) -> Sequence[Site]:
         raise_all(self.wrong())
