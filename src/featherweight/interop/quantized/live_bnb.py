@@ -12,7 +12,6 @@ bitsandbytes itself trains in. Codes that were in that other order already are p
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -155,9 +154,4 @@ def again8(W: Tensor) -> Tensor:
 
 def named(module: Any, name: str) -> bool:
     """Whether a module is one of bitsandbytes' of this name, or of a class derived from it."""
-    return derived(frozen_class(module), name)
-
-
-@cache
-def derived(cls: Any, name: str) -> bool:
-    return any(c.__name__ == name and c.__module__.startswith("bitsandbytes.") for c in cls.__mro__)
+    return any(c.__name__ == name and c.__module__.startswith("bitsandbytes.") for c in frozen_class(module).__mro__)
