@@ -1,6 +1,7 @@
 """Files are whole or they are an error; a write leaves all or nothing; no pickle."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from support.models import disturb, tiny
 
-from featherweight.checkpoint.files import WEIGHTS, read_json, read_tensors, write_json, write_tensors
+from featherweight.checkpoint.files import WEIGHTS, read_json, read_tensors, through, write_json, write_tensors
 from featherweight.checkpoint.load import load
 from featherweight.checkpoint.save import save
 from featherweight.core.attach import attach
@@ -187,3 +188,40 @@ def test_files_are_as_public_as_others(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {})
     (tmp_path / "b.json").write_text("{}")
     assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "b.json").stat().st_mode
+
+
+def test_what_the_system_does_in_pieces_is_whole(tmp_path: Path) -> None:
+    """A call of the system may do less than it was given, and takes a thousand buffers at most."""
+    tensors = {f"t{i:04}": torch.arange(float(i % 5)) + i for i in range(1500)}
+    write_tensors(tmp_path / "many", tensors, {})
+    read, _ = read_tensors(tmp_path / "many")
+    assert all(torch.equal(read[k], t) for k, t in tensors.items())
+    parts, written = [b"abcd", bytearray(b"ef"), b"", torch.arange(3, dtype=torch.int16).numpy()], bytearray()
+
+    def three(handle: int, left: Sequence[Any]) -> int:
+        taken = b"".join(map(bytes, left))[:3]
+        written.extend(taken)
+        return len(taken)
+
+    through(three, 0, parts)
+    assert bytes(written) == b"abcdef" + parts[-1].tobytes()
+    with pytest.raises(OSError, match="12 bytes short"):
+        through(lambda handle, left: 0, 0, parts)
+
+
+def test_tensors_read_are_no_view_of_the_file(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "w.safetensors", GOOD, {})
+    tensors, _ = read_tensors(tmp_path / "w.safetensors")
+    with (tmp_path / "w.safetensors").open("r+b") as file:
+        file.truncate(10)
+    assert all(torch.equal(tensors[k], GOOD[k]) for k in GOOD)
+
+
+def test_every_dtype_of_the_library_is_read(tmp_path: Path) -> None:
+    """Those that are no parameters are named, those that numpy has not are read whole."""
+    odd = {"a": torch.ones(3).to(torch.float8_e4m3fn), "b": torch.tensor([True]), "z": torch.tensor(1.5)}
+    save_file(odd, tmp_path / "w.safetensors")
+    with pytest.raises(InputError) as caught:
+        read_tensors(tmp_path / "w.safetensors")
+    assert [p.where for p in caught.value.problems] == ["w.safetensors:a", "w.safetensors:b"]
+    assert [p.got for p in caught.value.problems] == ["float8_e4m3fn", "bool"]

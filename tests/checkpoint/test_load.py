@@ -250,3 +250,25 @@ def test_nothing_is_said_where_nothing_is_wrong(tmp_path: Path, caplog: pytest.L
     fw.save(made("t5", fw.IA3()), tmp_path)
     fw.load(tiny("t5"), tmp_path)
     assert not [r for r in caplog.records if r.name == "featherweight"]
+
+
+def test_what_is_loaded_is_the_adapters_own(tmp_path: Path) -> None:
+    """Each parameter in memory of its own, also where one tensor of the file holds several of them (fused slices)."""
+    model = made("gpt2", fw.LoRA(rank=2, targets=("query", "value")))
+    fw.save(model, tmp_path)
+    wanted = {k: t.clone() for k, t in state(model, "default").items()}
+    other = fw.load(tiny("gpt2"), tmp_path, train=True)
+    found = [p for p in other.parameters() if p.requires_grad]
+    assert all(p.is_contiguous() and p.untyped_storage().nbytes() == p.nbytes for p in found)
+    with torch.no_grad():
+        for p in found:
+            p.add_(1)
+    assert all(torch.equal(t, wanted[k] + 1) for k, t in state(other, "default").items())
+
+
+def test_walks_are_forgotten_after_a_verb(tmp_path: Path) -> None:
+    """A module put into the base after a load is there for the next attach."""
+    fw.save(made("llama", fw.LoRA(rank=2)), tmp_path)
+    model: Any = fw.load(tiny("llama"), tmp_path)
+    model.model.layers[0].mlp.extra = torch.nn.Linear(4, 4)
+    assert "model.layers.0.mlp.extra" in adapters(fw.attach(model, fw.LoRA(rank=2, targets=("extra",)), "more"), "more")

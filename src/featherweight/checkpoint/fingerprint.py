@@ -194,7 +194,8 @@ def look(tensor: Tensor) -> Known:
 
 def glimpsed(tensor: Tensor) -> bytes:
     """FEW values as they lie in memory: no tensor for any step on the way, where the CPU has them."""
-    if tensor.is_cpu and tensor.dtype in PLAIN and tensor.is_contiguous():
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.dtype in PLAIN
+    if plain and tensor.is_cpu and tensor.is_contiguous():
         flat = (tensor.detach() if tensor.dtype in ARRAYS else tensor.detach().view(torch.int16)).numpy().reshape(-1)
         return flat[places(flat.size, FEW)].tobytes()
     return few_of(tensor)
