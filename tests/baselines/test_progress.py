@@ -7,9 +7,9 @@ import pytest
 
 from featherweight.baselines import contenders
 from featherweight.baselines.compare import compare
-from featherweight.baselines.progress import Progress
 from featherweight.cli.main import main
 from featherweight.data.types import Example, Turn
+from featherweight.evaluate.progress import Progress
 from featherweight.tasks import CausalLM, Choices
 
 T5 = Path(__file__).parents[2] / "models" / "tiny-t5"
@@ -28,7 +28,7 @@ def test_every_contender_is_announced_and_told(llama):
 
 def test_rows_are_told_between_times(monkeypatch):
     said, now = [], [0.0]
-    monkeypatch.setattr("featherweight.baselines.progress.monotonic", lambda: now[0])
+    monkeypatch.setattr("featherweight.evaluate.progress.monotonic", lambda: now[0])
     told = Progress(said.append, 3, every=5).begin("zero-shot")
     for done, clock in ((10, 2.0), (20, 6.0), (30, 8.0), (40, 12.0), (100, 30.0)):
         now[0] = clock

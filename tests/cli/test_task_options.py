@@ -111,3 +111,33 @@ def test_a_model_without_the_head_is_refused_and_told_the_way(fw, request, tmp_p
     assert "head for this task" in result.err
     assert "train" in result.err
     assert "Error" not in result.err
+
+
+def test_a_chain_of_thought_is_shown(fw, llama, tmp_path):
+    file = tmp_path / "sums.jsonl"
+    file.write_text('{"prompt": "good inn", "completion": "warm #### city"}\n')
+    asked = ("predict", "--model", llama, "--data", file, "--task", "chainofthought", "--task.max_new_tokens", 5)
+    (row,) = fw(*asked, "--json").json["rows"]
+    assert row["text"] == ""  # no mark, no answer
+    assert row["rationale"]
+    assert row["rationale"].split()[0] in fw(*asked).out
+
+
+@pytest.mark.parametrize("columns", [{"question": "food", "context": "good inn"}, {"anchor": "food"}])
+def test_rows_are_known_by_what_they_ask(columns):
+    from featherweight.cli.predict_command import known_by
+    from featherweight.data.read import read
+
+    more = {"positive": "good inn"} if "anchor" in columns else {"answer": "inn"}
+    assert known_by(read([{**columns, **more}]), None, None) == list(columns)
+
+
+@pytest.mark.parametrize("command", ["eval", "predict"])
+def test_long_work_says_how_far_it_is(fw, llama, texts, monkeypatch, command):
+    clock = iter(range(0, 10**6, 7))
+    monkeypatch.setattr("featherweight.evaluate.progress.monotonic", lambda: float(next(clock)))
+    words = ["--task", "causallm", "--task.max_new_tokens", 2, "--batch", 1]
+    result = fw(command, "--model", llama, "--data", texts, *words, "--json")
+    assert result.code == 0, result.err
+    assert f"{command}: 1 of 4 rows, about 21 s left" in result.err
+    assert "4 of 4" not in result.err

@@ -1,5 +1,6 @@
 """The step that is planned of each task is the step that training makes: the same bytes, counted with real tensors."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,3 +114,10 @@ def test_a_task_of_another_kind_of_model_is_refused_by_name() -> None:
         fw.plan(T5, fw.LoRA(), template="rte")
     with pytest.raises(InputError, match="no tokenizer"):
         fw.plan(BERT, fw.LoRA(), data=[{"text": "a", "label": 0}, {"text": "b", "label": 1}])
+
+
+def test_rows_that_train_nothing_are_refused_as_in_training(data_dir: Path) -> None:
+    base = data_dir / "stories260k" / "hf"
+    rows = [{"sub_label": "Peru", "obj_label": "extraordinarily", "template": "[X] is [Y] ."}]
+    with pytest.raises(InputError, match="no row trains anything"):
+        fw.plan(base, fw.LoRA(), task=fw.CausalProbing(), data=rows)

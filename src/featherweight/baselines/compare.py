@@ -13,10 +13,10 @@ from featherweight.baselines import contenders
 from featherweight.baselines.comparison import Comparison, Line
 from featherweight.baselines.forms import LABELLED, TEXTS, Forms
 from featherweight.baselines.near import WORDS, encoder_of
-from featherweight.baselines.progress import Progress, Say, quiet
 from featherweight.baselines.shots import SELECT
 from featherweight.baselines.verbal import PROMPT
 from featherweight.core.errors import InputError, Problem, did_you_mean, raise_all
+from featherweight.evaluate.progress import Progress, Say, quiet
 from featherweight.evaluate.setting import tokenizer_of
 from featherweight.evaluate.source import labelled
 

@@ -10,7 +10,7 @@ from featherweight.core.errors import InputError, Problem
 from featherweight.files.staged import staged
 
 # What an answer may hold, in the order of the file.
-COLUMNS = ("label", "labels", "tags", "text", "probability", "score", "start", "end", "no_answer")
+COLUMNS = ("label", "labels", "tags", "text", "rationale", "probability", "score", "start", "end", "no_answer")
 LONG = ("probabilities", "embedding", "entities", "tokens")  # for programs: not on the screen
 WORDS = ("tags", "tokens", "predicted_tags", "predicted_tokens")  # lists with white space between in a table, as read
 

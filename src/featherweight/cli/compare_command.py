@@ -1,7 +1,6 @@
 """`fw compare`: what a model does without tuning beside what adapters make of it, on the same rows."""
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from featherweight.cli.base import pairs
-from featherweight.cli.screen import Shown, jsonable
+from featherweight.cli.screen import Shown, jsonable, told
 from featherweight.core.errors import Problem, raise_all
 from featherweight.files.staged import write_text
 
@@ -95,11 +94,6 @@ def command(
         raise
     keeping(kept, output, complete=True)(found)
     return shown(found, published)
-
-
-def told(text: str) -> None:
-    """Progress, beside the results."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def keeping(kept: list[Any], output: Path | None, complete: bool = False) -> Callable[[Any], None]:

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from featherweight.cli.base import QUANTIZE, TASK, opened, pairs
 from featherweight.cli.prompting import TEMPLATE, template_of
-from featherweight.cli.screen import Shown
+from featherweight.cli.screen import Shown, told
 from featherweight.core.errors import InputError, Problem
 
 
@@ -31,14 +31,16 @@ def command(
         raise InputError(Problem("data is needed", "--data", fix="--data FILE with labelled rows"))
     from featherweight.evaluate import evaluate
     from featherweight.evaluate.averaged import averaged
+    from featherweight.evaluate.progress import teller
 
     worded = template_of(template, adapter, columns)
     loaded, wanted = opened(adapter, model, task, device, quantize)
     if worded is not None:
-        scores = averaged(loaded, data, worded, wanted, batch=batch, length=length, split=split)
+        scores = averaged(loaded, data, worded, wanted, batch=batch, length=length, split=split,
+                          told=teller(told, "eval"))  # fmt: skip
         return Shown({"template": worded, **scores.to_dict()}, (repr(scores), f"prompt templates: {worded}"))
     scores = evaluate(
         loaded, data, wanted, batch=batch, length=length, split=split,
-        metrics=tuple(metrics.split(",")), columns=pairs(columns),
+        metrics=tuple(metrics.split(",")), columns=pairs(columns), told=teller(told, "eval"),
     )  # fmt: skip
     return Shown(scores.to_dict(), (repr(scores),))

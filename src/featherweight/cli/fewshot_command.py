@@ -1,6 +1,5 @@
 """`fw fewshot SUITE MODEL DIR`: every task of a suite, trained and scored alike, as one table."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from featherweight.cli.nouns import noun, placed
 from featherweight.cli.recipes import recipe
 from featherweight.cli.run_recipe import with_recipe
 from featherweight.cli.schema import OWN, Key, methods, noun_keys, run_keys, tasks
-from featherweight.cli.screen import Shown
+from featherweight.cli.screen import Shown, told
 from featherweight.cli.value import Value
 from featherweight.core.errors import InputError, Problem, did_you_mean, raise_all
 
@@ -88,8 +87,3 @@ def options(given: dict[str, Any], values: dict[str, Value], fields: Mapping[str
         "start": given.get("from"), "recipe": given.get("recipe"), "method": method, "task": task,
         "quantize": quantize, **settings,
     }  # fmt: skip
-
-
-def told(text: str) -> None:
-    """Progress, beside the results."""
-    print(text, file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from featherweight.cli.answers import COLUMNS, answered, write
 from featherweight.cli.base import QUANTIZE, TASK, opened, pairs
 from featherweight.cli.prompting import TEMPLATE, template_of
-from featherweight.cli.screen import Shown
+from featherweight.cli.screen import Shown, told
 from featherweight.core.errors import InputError, Problem, listed
 
 FILES = (".csv", ".tsv", ".jsonl", ".npy")
@@ -60,8 +60,10 @@ def made(template: str | None, mapping: Mapping[str, str] | None) -> Callable[..
     """What answers the rows: as they stand, or as templates word them."""
     from featherweight.evaluate import predict
     from featherweight.evaluate.averaged import answers
+    from featherweight.evaluate.progress import teller
 
-    return partial(predict, columns=mapping) if template is None else partial(answers, name=template)
+    found = partial(predict, columns=mapping) if template is None else partial(answers, name=template)
+    return partial(found, told=teller(told, "predict"))
 
 
 def known_by(rows: Any, mapping: Mapping[str, str] | None, template: str | None) -> list[str]:
@@ -74,7 +76,7 @@ def known_by(rows: Any, mapping: Mapping[str, str] | None, template: str | None)
         printed = set().union(*(wording.needs for wording in prompts(template).templates.values()))
         return [key for key in rows[0].fields if key in printed or plain_name(key) in printed]
     columns = shape_of(rows, mapping).columns
-    roles = ("text", "text_pair", "prompt", "instruction", "messages", "tokens", "subject")
+    roles = ("text", "text_pair", "prompt", "instruction", "messages", "question", "tokens", "subject", "anchor")
     return [columns[role] for role in roles if role in columns]
 
 

@@ -48,6 +48,11 @@ def plain_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
+def told(text: str) -> None:
+    """Progress, beside the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def print_json(data: dict[str, Any]) -> None:
     """One line of JSON. ASCII alone, so that no encoding can damage it; nan and infinities are written as strings."""
     print(json.dumps(jsonable(data), ensure_ascii=True, allow_nan=False), flush=True)

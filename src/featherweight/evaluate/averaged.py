@@ -45,7 +45,7 @@ class Asked:
 
 def averaged(
     model: nn.Module, source: Any, name: str | Path | Prompts, task: Task | None = None, *, tokenizer: Any = None,
-    batch: int = 32, length: int | None = None, split: str | None = None,
+    batch: int = 32, length: int | None = None, split: str | None = None, told: run.Told = run.silent,
 ) -> Scores:  # fmt: skip
     """Accuracy of the averaged probabilities (`accuracy`), of each template (`accuracy/<template>`) and their `median`.
 
@@ -53,7 +53,8 @@ def averaged(
     model's own, else the one for choices. Raises InputError for bad rows, and where two templates offer a row unlike
     numbers of choices.
     """
-    asked = ask(model, source, name, task, tokenizer=tokenizer, batch=batch, length=length, split=split, labels=True)
+    asked = ask(model, source, name, task, tokenizer=tokenizer, batch=batch, length=length, split=split, labels=True,
+                told=told)  # fmt: skip
     chosen, references = asked.task, [asked.task.reference(e) for e in asked.examples]
     alone = {f"accuracy/{t}": chosen.score(made, references)["accuracy"] for t, made in asked.found.items()}
     together = chosen.score(asked.together, references)["accuracy"]
@@ -62,11 +63,11 @@ def averaged(
 
 def answers(
     model: nn.Module, source: Any, name: str | Path | Prompts, task: Task | None = None, *, tokenizer: Any = None,
-    batch: int = 32, length: int | None = None,
+    batch: int = 32, length: int | None = None, told: run.Told = run.silent,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The answer to each row, labelled or not, by the probabilities averaged over the templates: {label, probability,
     probabilities}, the label by its name where the set of templates has names."""
-    asked = ask(model, source, name, task, tokenizer=tokenizer, batch=batch, length=length)
+    asked = ask(model, source, name, task, tokenizer=tokenizer, batch=batch, length=length, told=told)
     made = [asked.task.answer(p) for p in asked.together]
     return [a | {"label": asked.names[a["label"]]} for a in made] if asked.names else made
 
@@ -74,6 +75,7 @@ def answers(
 def ask(
     model: nn.Module, source: Any, name: str | Path | Prompts, task: Task | None = None, *, tokenizer: Any = None,
     batch: int = 32, length: int | None = None, split: str | None = None, labels: bool = False,
+    told: run.Told = run.silent,
 ) -> Asked:  # fmt: skip
     """The probability of each choice of each row, by template; `labels`: rows without one are an error."""
     from featherweight.data.templates import label_names, prompted, prompts, raw
@@ -87,7 +89,7 @@ def ask(
         shown, examples, shape = read(prompted(rows, name, template), split, labels)
         chosen = task_of(model, task, shape)
         asked = chosen.encode_all(examples, tokenizer, check_length(model, length))
-        found[template] = run.predictions(model, chosen, asked, tokenizer, batch)
+        found[template] = run.predictions(model, chosen, asked, tokenizer, batch, told)
     check(found, [e.where for e in examples])
     file = isinstance(source, str | Path) and Path(source).is_file()
     return Asked(chosen, examples, found, label_names(rows, name), Path(source).name if file else shown)

@@ -28,6 +28,7 @@ OWN = "task"  # among text metrics: what the task itself scores its texts by
 def evaluate(
     model: nn.Module, data: Any, task: Task | None = None, *, tokenizer: Any = None, batch: int = 32,
     length: int | None = None, split: str | None = None, metrics: Sequence[str] = LOSS, columns: Any = None,
+    told: run.Told = run.silent,
 ) -> Scores:  # fmt: skip
     """Scores on `data`: a path, a `Data`, a list of dicts or of Examples.
 
@@ -35,8 +36,8 @@ def evaluate(
     perplexity, and for each set of text metrics in `metrics` ("e2e", "rouge", "bleu", "exact") generate one text per
     distinct prompt and compare it with the answers of all rows that have this prompt; "task" is the task's own score of
     these texts, row by row. `batch` rows at a time, texts cut at `length` tokens (default: what the model has).
-    `split` defaults to the first of test, valid, train with rows. Raises InputError for rows that the task cannot
-    take, all at once, and for a tokenizer of another model.
+    `split` defaults to the first of test, valid, train with rows. `told` hears of each batch: rows done, rows in all.
+    Raises InputError for rows that the task cannot take, all at once, and for a tokenizer of another model.
     """
     from featherweight.evaluate.source import labelled
 
@@ -48,16 +49,16 @@ def evaluate(
             check_kind(kind)
     if kinds and not task.generates:
         raise InputError(Problem("text metrics of a task without text", "metrics", repr(LOSS), repr(tuple(kinds))))
-    scores = score(model, task, examples, tokenizer, batch=batch, length=length)
+    scores = score(model, task, examples, tokenizer, batch=batch, length=length, told=told)
     if kinds:
-        more = written(model, task, examples, tokenizer, kinds, batch, length)
+        more = written(model, task, examples, tokenizer, kinds, batch, length, told)
         scores = replace(scores, values={**scores.values, **more})
     return replace(scores, split=name)
 
 
 def score(
     model: nn.Module, task: Task, examples: Sequence[Example], tokenizer: Any, *, batch: int = 32,
-    length: int | None = None, encoded: Sequence[Encoded] | None = None,
+    length: int | None = None, encoded: Sequence[Encoded] | None = None, told: run.Told = run.silent,
 ) -> Scores:  # fmt: skip
     """`evaluate` of examples without text metrics. `encoded` are the examples as `task.encode_all` makes them, for whom
     evaluates again and again (the training loop). Weights, modes and random numbers are left as they are."""
@@ -65,7 +66,7 @@ def score(
     bare = [e.where for e, row in zip(examples, rows, strict=True) if row.labels is None]
     if bare:
         raise InputError(*(Problem("nothing to compare with", where, "a labelled row") for where in bare))
-    total, units, predictions = run.examine(model, task, rows, tokenizer, batch)
+    total, units, predictions = run.examine(model, task, rows, tokenizer, batch, told)
     if not units:
         raise InputError(Problem("no row has a token with loss", rows[0].where, fix="raise length, or add answers"))
     mean = total / units
@@ -76,7 +77,7 @@ def score(
 
 def written(
     model: nn.Module, task: Task, examples: Sequence[Example], tokenizer: Any, kinds: Sequence[str], batch: int,
-    length: int | None,
+    length: int | None, told: run.Told = run.silent,
 ) -> dict[str, float]:  # fmt: skip
     """Text metrics: one generation per distinct prompt against all answers to it."""
     grouped: dict[Any, tuple[Example, list[str]]] = {}
@@ -87,7 +88,7 @@ def written(
         key = repr((asked(example).turns, example.messages[:-1]))
         grouped.setdefault(key, (example, []))[1].append(reference)
     rows = task.ask([example for example, _ in grouped.values()], tokenizer, lengths(model, task, length))
-    texts = run.predictions(model, task, rows, tokenizer, batch)
+    texts = run.predictions(model, task, rows, tokenizer, batch, told)
     references = [answers for _, answers in grouped.values()]
     rows_ = [(text, answer) for text, answers in zip(texts, references, strict=True) for answer in answers]
     own = task.score(*zip(*rows_, strict=True)) if OWN in kinds else {}

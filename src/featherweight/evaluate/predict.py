@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def predict(
     model: nn.Module, rows: Any, task: Task | None = None, *, tokenizer: Any = None, batch: int = 32,
-    length: int | None = None, columns: Any = None,
+    length: int | None = None, columns: Any = None, told: run.Told = run.silent,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The task's answer to each row, in order: {label, probability, probabilities}, {labels, probabilities}, {score} or
     {text}.
@@ -31,7 +31,7 @@ def predict(
     examples = questions(rows, columns)
     task, tokenizer = task_of(model, task), tokenizer_of(model, tokenizer)
     encoded = task.ask(examples, tokenizer, lengths(model, task, length))
-    made = run.predictions(model, task, encoded, tokenizer, batch)
+    made = run.predictions(model, task, encoded, tokenizer, batch, told)
     return [task.told(p, e) for p, e in zip(made, examples, strict=True)]
 
 

@@ -24,10 +24,10 @@ def silent(done: int, rows: int) -> None:
 
 
 def examine(
-    model: nn.Module, task: Task, rows: Sequence[Encoded], tokenizer: Any, batch: int = 32
+    model: nn.Module, task: Task, rows: Sequence[Encoded], tokenizer: Any, batch: int = 32, told: Told = silent
 ) -> tuple[float, int, list[Any] | None]:
     """(loss summed over units, units, predictions) of labelled rows in one pass; no predictions where they are text."""
-    total, units = 0.0, 0
+    total, units, done = 0.0, 0, 0
     made: list[Any] = [None] * len(rows)
     with answering(model):
         for numbers, tensors in batches(model, rows, tokenizer, batch):
@@ -35,6 +35,8 @@ def examine(
             total, units = total + float(loss), units + int(count)
             for number, prediction in zip(numbers, found or (), strict=found is not None):
                 made[number] = prediction
+            done += len(numbers)
+            told(done, len(rows))
     return total, units, None if task.generates else made
 
 

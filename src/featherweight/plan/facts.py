@@ -98,14 +98,19 @@ def subject(config: Any, source: Any, chosen: Settings, *, task: Task | None = N
 
 
 def encoded(stuff: setup.Material, source: Any, length: int | None) -> list[Encoded]:
-    """The training rows as the task encodes them. Raises InputError where the source has no tokenizer."""
+    """The training rows that carry loss, as the task encodes them. Raises InputError where none does, and where the
+    source has no tokenizer."""
     from featherweight.interop.transformers import load_tokenizer
 
     tokenizer = getattr(source, "tokenizer", None)
     if tokenizer is None and not isinstance(source, str | os.PathLike):
         fix = "plan a model's folder, or leave data out"
         raise InputError(Problem("no tokenizer to read the data with", "data", fix=fix))
-    return stuff.task.encode_all(stuff.train, tokenizer or load_tokenizer(source), length)
+    rows = stuff.task.encode_all(stuff.train, tokenizer or load_tokenizer(source), length)
+    if not any(units(row) for row in rows):
+        fix = "look at the rows with fw data, or allow more tokens with length"
+        raise InputError(Problem("no row trains anything", rows[0].where, "a row with a loss", repr(stuff.task), fix))
+    return [row for row in rows if units(row)]
 
 
 def positions(config: Any, task: Task) -> int | None:
