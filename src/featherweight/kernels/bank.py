@@ -99,7 +99,8 @@ def add(bank: Bank, x: Tensor, y: Tensor, A: Tensor, B: Tensor) -> Tensor:
     taken = x if bank.take is None else x.index_select(0, bank.take)
     if bank.which is not None:
         A, B = A.index_select(0, bank.which), B.index_select(0, bank.which)
-    h = torch.bmm(taken.reshape(bank.groups, -1, x.shape[2]), A.transpose(1, 2))  # (G, k t, r)
+    low = torch.bmm(A, taken.reshape(bank.groups, -1, x.shape[2]).transpose(1, 2))  # (G, r, k t): few rows are a gemv
+    h = low.transpose(1, 2)
     if bank.take is None:
         y.view(bank.groups, -1, y.shape[2]).baddbmm_(h, B)
         return y
