@@ -67,7 +67,7 @@ def padding(groups, sizes):
 def test_a_long_answer_is_not_read_with_short_ones():
     """Prompts of one length: only the answers can tell the rows apart."""
     sizes = [(9, 1), (9, 50), (9, 2), (9, 48)]
-    assert [sorted(g) for g in dict((len(m), m) for _, m in cuts(sizes, 2, 4))[2]] == [[0, 2], [1, 3]]
+    assert [sorted(g) for g in {len(m): m for _, m in cuts(sizes, 2, 4)}[2]] == [[0, 2], [1, 3]]
 
 
 def test_weights_give_shares_and_keep_the_size_of_an_epoch():

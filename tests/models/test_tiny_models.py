@@ -107,12 +107,13 @@ def test_the_t5_answers_better_than_frequencies(home, data_dir):
     assert bits < surprise([i for ids in answers for i in ids], counted) - 2
 
 
-def test_the_t5_answers_prompts_above_chance(home, data_dir):
-    """Restaurants' areas, on dev rows: two choices, all of them told in the text."""
+@pytest.mark.parametrize(("task", "least"), [("area", 0.9), ("intent", 0.7), ("near", 0.6), ("same_place", 0.6)])
+def test_the_t5_answers_prompts_above_chance(home, data_dir, task, least):
+    """Dev rows: where a place is (two choices), what a message is about (two to four), two of yes or no."""
     from mixture import Mixture
 
-    items = [i for i in Mixture(data_dir, "valid").items(1500, 3) if i.task == "area"]
-    rows = [{"text": i.prompt, "choices": list(i.choices), "label": i.choices.index(i.answer)} for i in items]
-    assert len(rows) > 30
+    items = [i for i in Mixture(data_dir, "valid").items(1500, 3) if i.task == task]
+    rows = [{"text": i.prompt, "choices": list(i.choices), "label": i.choices.index(i.answer)} for i in items[:60]]
+    assert len(rows) > 25
     model = fw.load_base(str(home / "tiny-t5"), fw.Seq2SeqChoices())
-    assert fw.evaluate(model, rows, fw.Seq2SeqChoices())["accuracy"] > 0.8
+    assert fw.evaluate(model, rows, fw.Seq2SeqChoices())["accuracy"] > least

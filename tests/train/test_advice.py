@@ -1,9 +1,10 @@
 """A run that does not learn is told of, with a rate to try; one that does is left in peace."""
 
 import pytest
+import torch
 
 from featherweight.tasks import CausalLM, Classification
-from featherweight.train.advice import advice, flat, one_class, rate
+from featherweight.train.advice import advice, flat, one_class, rate, unmoved
 
 TASK = Classification(labels=("no", "yes"))
 
@@ -52,3 +53,15 @@ def test_a_collapsed_run_says_so_once_and_a_good_one_nothing(make, tokenizer, cl
     assert said.count("does not seem to learn: all 10 dev predictions are") == 1
     fw.train(make("bert"), data, **{**given, "method": fw.Full(), "epochs": 6}, lr=3e-3)
     assert "does not seem to learn" not in capsys.readouterr().err
+
+
+def test_steps_relative_to_a_size_of_zero_are_told_of():
+    """torch's Adafactor beside the line: B moves by a thousandth of the rate, as the line says."""
+    A, B = (torch.nn.Parameter(t) for t in (torch.full((2, 3), 0.5), torch.zeros(4, 2)))
+    trained = {"a/q.A": A, "a/q.B": B}
+    assert unmoved("adamw", 0.1, trained) is None
+    assert unmoved("adafactor", 0.1, {"a/q.A": A}) is None
+    assert "1 of 2 begin at 0 and move by at most 0.0001 a step (a/q.B)" in unmoved("adafactor", 0.1, trained)
+    A.grad, B.grad = torch.ones(2, 3), torch.ones(4, 2)
+    torch.optim.Adafactor([A, B], lr=0.1, weight_decay=0.0).step()
+    assert float(B.abs().max()) <= 1.0001e-4 < 0.04 < float((A - 0.5).abs().min())

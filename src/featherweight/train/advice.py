@@ -7,6 +7,10 @@ cause. Too high is told from too low by the method's own rate, which its paper f
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from featherweight.core.errors import listed
 from featherweight.tasks import Task
 from featherweight.tasks.classification import Classification
 
@@ -41,3 +45,13 @@ def advice(label: str | None, rows: int, history: Sequence[Mapping[str, Any]], u
     better = rate(used, own, rose=stuck is not None and stuck[1] > 1.01 * stuck[0])
     return (f"this run does not seem to learn: {' and '.join(signs)}; try lr={better:.2g} (this run: {used:.2g}) "
             "or more steps, and look at the rows with fw data")  # fmt: skip
+
+
+def unmoved(name: str, lr: float, trained: Mapping[str, Tensor]) -> str | None:
+    """The line to say before the first step where the optimizer's steps are relative to a tensor's size and some
+    tensors begin at 0: torch's Adafactor moves them by at most a thousandth of the rate (its eps2)."""
+    still = [key for key, p in trained.items() if not torch.any(p)] if name == "adafactor" else []
+    if not still:
+        return None
+    return (f"adafactor moves a tensor in proportion to its size: {len(still)} of {len(trained)} begin at 0 and move "
+            f"by at most {lr * 1e-3:.1g} a step ({listed(still, 2)}); take optimizer=adamw")  # fmt: skip

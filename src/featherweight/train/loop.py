@@ -13,8 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from featherweight.core.errors import FeatherweightError
+from featherweight.core.method import Method
 from featherweight.train import snapshot, store
-from featherweight.train.advice import advice
+from featherweight.train.advice import advice, unmoved
 from featherweight.train.evaluation import Dev
 from featherweight.train.log import Board, Journal, Voice
 from featherweight.train.settings import Settings
@@ -72,6 +73,8 @@ class Loop:
         """Train to the end. Raises Stopped after a signal, with the step saved."""
         p = self.progress
         self.stepper.task.noted()  # what preparing left there is of no step
+        if not p.step and (said := unmoved(self.settings.optimizer, self.lr, self.stepper.tensors())):
+            self.voice.say(said)
         if p.step and self.evaluates() and p.evaluated < p.step:
             self.evaluate()  # the run ended between this step's checkpoint and its evaluation
         while p.step < self.total and not self.exhausted():
@@ -89,11 +92,20 @@ class Loop:
                 self.evaluate()
         self.advise()
 
+    @property
+    def method(self) -> Method:
+        """The first that is trained."""
+        return next(iter(self.stepper.trained.values()))[0]
+
+    @property
+    def lr(self) -> float:
+        """Its peak rate."""
+        return self.settings.lr or self.method.lr
+
     def advise(self) -> None:
         """Say so where the run, now over, shows signs that it learned nothing."""
-        method = next(iter(self.stepper.trained.values()))[0]
         rows = len(self.dev.rows) if self.dev is not None else 0
-        if said := advice(self.label, rows, self.journal.history, self.settings.lr or method.lr, method.lr):
+        if said := advice(self.label, rows, self.journal.history, self.lr, self.method.lr):
             self.voice.say(said)
 
     def advance(self, done: Done) -> None:

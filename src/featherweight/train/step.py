@@ -114,14 +114,15 @@ class Stepper:
                 Problem("no row of this batch has a label or trained token", rows, fix="remove these rows")
             )
         if watch is not None and isfinite(loss):
-            named = {
-                f"{n}/{k}": t for n in self.trained for k, t in core.live(self.model, n).items() if t.requires_grad
-            }
-            self.still = audit(named, watch, self.ranks)
+            self.still = audit(self.tensors(), watch, self.ranks)
             self.audited = True
         self.ranks.sum_gradients(self.parameters)
         self.penalize()
         return loss, units
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`<name>/<path of host>.<parameter>` -> what is trained."""
+        return {f"{n}/{k}": t for n in self.trained for k, t in core.live(self.model, n).items() if t.requires_grad}
 
     def accumulate(self, step: int) -> tuple[float, float]:
         """Backward through this rank's micro-batches: (summed loss, units)."""
