@@ -60,9 +60,7 @@ def compare(
     ways = chosen(select, embedder)
     check(task, shots, ways, embedder)
     encoder = encoder_of(model if embedder is None and task is None else embedder)
-    pairs = adapters.items() if isinstance(adapters, Mapping) else [(folder, None) for folder in adapters]
-    for folder, _ in pairs:
-        contenders.unseen(contenders.record(Path(folder)), test, folder)
+    pairs = known(adapters, test)
     work: list[tuple[str, Maker]] = []
     if task is not None:
         speaker, task = spoken(model, task, forms, tokens, say)
@@ -72,9 +70,8 @@ def compare(
             work.append((contenders.name_of(k, way), partial(prompts, shots=k, select=way)))
     if encoder is not None and encoder != WORDS and forms.shape in LABELLED:
         work.append(("frozen + regression", partial(contenders.regression, encoder, forms, batch, length, seed)))
-    for folder, where in pairs:
-        tuned = partial(contenders.adapter, folder, forms, test, batch, length, where, tokens)
-        work.append((f"tuned: {Path(folder).name}", tuned))
+    tuned = partial(contenders.adapter, forms=forms, test=test, batch=batch, length=length, tokens=tokens)
+    work += [(f"tuned: {Path(folder).name}", partial(tuned, folder, base=where)) for folder, where in pairs]
     return run(contenders.commonest(forms), work, forms, say, made)
 
 
@@ -90,6 +87,14 @@ def run(lines: list[Line], work: Sequence[tuple[str, Maker]], forms: Forms, say:
         say(f"{lines[-1].name}: {forms.measure} {lines[-1].score:.1%}")
         made(Comparison(tuple(lines), forms.measure))
     return Comparison(tuple(lines), forms.measure)
+
+
+def known(adapters: Sequence[Any] | Mapping[Any, Any], test: Any) -> list[tuple[Any, Any]]:
+    """(folder, its base or None) of each. Raises InputError for one that was trained on `test`."""
+    pairs = list(adapters.items() if isinstance(adapters, Mapping) else [(folder, None) for folder in adapters])
+    for folder, _ in pairs:
+        contenders.unseen(contenders.record(Path(folder)), test, folder)
+    return pairs
 
 
 def spoken(model: Any, task: Task, forms: Forms, tokens: int | None, say: Say) -> tuple[Any, Task]:

@@ -127,9 +127,8 @@ class LowRankEmbedding(LowRank):
 
     def size(self, host: Any, rank: int) -> None:
         W = like(host)
-        vocabulary, width = W.shape
-        self.lora_embedding_A = nn.Parameter(torch.empty(rank, vocabulary, **kind(W)))
-        self.lora_embedding_B = nn.Parameter(torch.empty(width, rank, **kind(W)))
+        self.lora_embedding_A = nn.Parameter(torch.empty(rank, W.shape[0], **kind(W)))
+        self.lora_embedding_B = nn.Parameter(torch.empty(W.shape[1], rank, **kind(W)))
 
     @property
     def A(self) -> Tensor:
