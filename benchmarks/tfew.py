@@ -100,10 +100,10 @@ def summary(runs: dict[str, Any]) -> dict[str, Any]:
 
 
 def over_tasks(runs: dict[str, Any]) -> dict[str, Any]:
-    """The mean over the tasks that every way has in all seeds; seeds and tasks are drawn anew in the interval."""
+    """The mean over the tasks (two or more) that every way has in all seeds; intervals draw seeds and tasks anew."""
     whole = [n for n, m in runs.items() if all(len(m["right"].get(label, {})) == len(SEEDS) for label in RUNS)]
     found: dict[str, Any] = {"tasks": whole}
-    if not whole:
+    if len(whole) < 2:
         return found
     table = {label: np.array([[hits(runs[n]["right"][label][str(s)]).mean() for s in SEEDS] for n in whole])
              for label in RUNS}  # fmt: skip

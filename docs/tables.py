@@ -243,17 +243,22 @@ def cached() -> str:
 
 
 def tfew() -> str:
-    """T-Few's ablation: accuracy of each way on each task, the mean over tasks beside (IA)3's with its interval."""
+    """T-Few's ablation: by task the accuracy of each way and its difference to (IA)3's with the interval, then over
+    tasks."""
     found = dict(result("tfew")["summary"])
     whole = found.pop("all")
+    found |= {f"mean of {len(whole['tasks'])}": whole} if len(whole["tasks"]) > 1 else {}
     ways = list(dict.fromkeys(way for task in found.values() for way in task if isinstance(task[way], dict)))
-    rows = [[way, *(f"{task[way]['accuracy']:.1%}" if way in task else "" for task in found.values())] for way in ways]
-    for row in rows:
-        cell = whole.get(row[0], {})
-        pair = [f"{100 * v:+.1f}" for v in (cell["to_ia3"], *cell["interval"])] if "to_ia3" in cell else []
-        row += [f"{cell['accuracy']:.1%}" if cell else "", f"{pair[0]} ({pair[1]} to {pair[2]})" if pair else ""]
-    rows += [[n, *(f"{task[n]:.1%}" for task in found.values()), "", ""] for n in ("chance", "commonest")]
-    return markdown(["", *found, "mean", "to IA3, points"], rows)
+    rows = [[way, *(beside_ia3(task[way]) if way in task else "" for task in found.values())] for way in ways]
+    rows += [[n, *(f"{task[n]:.1%}" if n in task else "" for task in found.values())] for n in ("chance", "commonest")]
+    return markdown(["", *found], rows)
+
+
+def beside_ia3(cell: dict[str, Any]) -> str:
+    """Accuracy, the difference to (IA)3 in points, and how many seeds where they are not T-Few's five."""
+    gap = [f"{100 * v:+.1f}" for v in (cell["to_ia3"], *cell["interval"])] if "to_ia3" in cell else []
+    shown = f"{cell['accuracy']:.1%}" + (f"; {gap[0]} ({gap[1]} to {gap[2]})" if gap else "")
+    return shown + (f"; {cell['seeds']} seeds" if cell.get("seeds", 5) < 5 else "")
 
 
 def compared() -> str:
