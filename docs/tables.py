@@ -10,6 +10,7 @@ what stands there with what would be rendered, so that no figure is ever typed b
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -261,6 +262,17 @@ def beside_ia3(cell: dict[str, Any]) -> str:
     return shown + (f"; {cell['seeds']} seeds" if cell.get("seeds", 5) < 5 else "")
 
 
+def probes() -> str:
+    """Precision@1 and mean reciprocal rank of written and of learned words."""
+    rows = []
+    for name, cell in result("probes")["relations"].items():
+        shown = [*(cell[f"written, {which}: {m}"] for which in ("best", "mean") for m in ("p@1", "mrr")),
+                *(statistics.mean(cell[f"learned: {m}"]) for m in ("p@1", "mrr"))]  # fmt: skip
+        rows.append([name, str(cell["asked"]), *(f"{v:.2f}" for v in shown)])
+    ways = ("best written", "written, mean", "learned")
+    return markdown(["relation", "facts asked", *(f"{way}: {m}" for way in ways for m in ("P@1", "MRR"))], rows)
+
+
 def compared() -> str:
     """What needs no tuning beside what was tuned: means over seeds, and the difference on the rows of each seed."""
     from featherweight.baselines.comparison import size, work
@@ -363,7 +375,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": methods, "step": step, "startup": startup, "demo": demo, "run": run, "quality": quality,
     "serving": serving, "files": files, "dora": dora, "ordering": ordering, "kernels": kernels, "qlora": qlora,
     "claims": claims, "planned": planned, "published": published, "distilled": distilled, "students": students,
-    "cached": cached, "tfew": tfew, "compared": compared, "rivals": rivals,
+    "cached": cached, "tfew": tfew, "probes": probes, "compared": compared, "rivals": rivals,
     "ranks": ranks, "spectra": spectra, "latency": latency, "costs": costs,
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,22 @@ def unused(tokenizer: Any) -> int:
     return min(free) if free else len(tokenizer) - 1
 
 
-def probe(model: Any, relation: dict[str, Any], steps: int, seed: int) -> None:
-    """Print a line per template."""
+def probe(model: Any, relation: dict[str, Any], steps: int, seed: int) -> Iterator[tuple[str, Any]]:
+    """(template, scores on the test facts): those written, then the learned one before and after it learned."""
     train, test = (rows_of(name, relation["relation"]) for name in ("train.jsonl", "test.jsonl"))
-    print(f"\n{relation['relation']}: {len(train)} facts to learn from, {len(test)} to be asked for")
     for template in (relation["template"], *relation["others"]):
-        show(template, fw.evaluate(model, test, fw.Probing(template=template)))
+        yield template, fw.evaluate(model, test, fw.Probing(template=template))
     pseudo = unused(model.tokenizer)
     task = fw.Probing(template=LEARNED, pseudo=pseudo)
-    show("not yet learned", fw.evaluate(model, test, task))
+    yield "not yet learned", fw.evaluate(model, test, task)
     method = fw.PTuning(template=(3, 3, 1), pseudo=pseudo)
     fw.train(model, train, task, method=method, name="words", steps=steps, batch=8, lr=1e-2, seed=seed)
-    show("learned", fw.evaluate(model, test, task))
+    yield "learned", fw.evaluate(model, test, task)
     fw.detach(model, "words")
+
+
+def relations() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (HERE / "relations.jsonl").read_text().splitlines()]
 
 
 def show(what: str, scores: Any) -> None:
@@ -63,9 +67,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     model = fw.load_base(given.model, fw.Probing()).eval()
-    for relation in map(json.loads, (HERE / "relations.jsonl").read_text().splitlines()):
+    for relation in relations():
         if not given.relations or relation["relation"] in given.relations:
-            probe(model, relation, given.steps, given.seed)
+            print(f"\n{relation['relation']}")
+            for template, scores in probe(model, relation, given.steps, given.seed):
+                show(template, scores)
 
 
 if __name__ == "__main__":
