@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -135,11 +136,20 @@ def test_a_tokenizer_that_merges_the_answers_is_refused(fw, llama, tweets, tmp_p
     assert "choices that the model cannot tell apart" in refused.err
 
 
-def test_a_recipe_is_planned_and_templates_are_not(fw, llama):
+def test_a_recipe_is_planned(fw, llama):
     found = fw("plan", llama, "--recipe", "tfew", "--length", 16, "--json").json
     assert (found["method"], found["batch"]) == ({"type": "ia3"}, 8)
-    refused = fw("plan", llama, "--recipe", "tfew", "--template", "rte", "--data", "x.jsonl")
-    assert (refused.code, "--template: rows worded by templates are not planned" in refused.err) == (2, True)
+
+
+def test_rows_worded_by_a_template_are_planned(fw, llama, tmp_path):
+    rows, folder = tmp_path / "x.jsonl", Path(__file__).parents[2] / "models" / "tiny-t5"
+    rows.write_text('{"premise": "it rained all day", "hypothesis": "it was wet", "label": "entailment"}\n')
+    words = ["--recipe", "tfew", "--template", "rte", "--length", 64]
+    found = fw("plan", folder, *words, "--data", rows, "--json").json
+    assert (found["method"], found["batch"]) == ({"type": "ia3"}, 8)
+    refused = fw("plan", llama, *words, "--data", rows)  # as training does: one token for yes and for no
+    assert refused.code == 2
+    assert "choices that the model cannot tell apart" in refused.err
 
 
 def test_help_and_wrong_words(fw):

@@ -73,12 +73,3 @@ def test_rows_of_swag_kind(tmp_path):
     path.write_text('{"ctx": "She sat down and", "endings": ["ate.", "flew."], "label": "0"}\n')
     data = load(path)
     assert data.shape.name == "choices"
-
-
-def test_planning_says_that_it_knows_no_such_row():
-    from transformers import BertConfig
-
-    config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    for task in (fw.MultipleChoice(), fw.QuestionAnswering(), fw.Probing(), fw.TokenClassification(labels=("a", "b"))):
-        with pytest.raises(InputError, match="no row of this task can be made up"):
-            fw.plan(config, fw.LoRA(), task=task, batch=2, length=8)

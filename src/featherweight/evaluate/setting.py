@@ -97,17 +97,17 @@ def check_outputs(model: nn.Module, task: Task) -> None:
 
 def check_head(model: nn.Module, task: Task) -> None:
     """Raise InputError for a model that transformers makes for another task. Which of the language models goes with
-    which task is for the tasks to say."""
+    which task, and what has no states to read, is for the tasks to say."""
     from featherweight.core.host import frozen_class
 
     core = inner(model)
     name = frozen_class(core).__name__
     speaks = getattr(core, "get_output_embeddings", lambda: None)() is not None
-    if (speaks and "LM" in task.auto) or name in classes(task.auto):
+    if task.auto == "AutoModel" or (speaks and "LM" in task.auto) or name in classes(task.auto):
         return
     if any(name in classes(auto) for auto in {kind.auto for kind in type(task).known.values()}):  # type: ignore[attr-defined]
         fix = "give a model that was saved with its head, or train an adapter for this task (fw.train, fw train)"
-        wanted = f"one for {task.auto.removeprefix('AutoModel').removeprefix('For') or 'states alone'}"
+        wanted = f"one for {task.auto.removeprefix('AutoModel').removeprefix('For')}"
         raise InputError(Problem("the model has no head for this task", "model", wanted, name, fix))
 
 

@@ -132,7 +132,7 @@ def computed(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def known(tensor: Tensor | None) -> bool:
-    return tensor is not None and not isinstance(tensor, FakeTensor)
+    return tensor is not None and not isinstance(tensor, FakeTensor) and not tensor.is_meta
 
 
 def all_rows(x: Tensor, indices: list[Tensor | None]) -> Tensor:
