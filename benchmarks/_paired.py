@@ -8,6 +8,7 @@ contender. The process runs with a fixed mmap threshold (`MALLOC_MMAP_THRESHOLD_
 is its own mapping and is given back when freed; `VmHWM` is reset by writing 5 to /proc/self/clear_refs (Linux).
 """
 
+import argparse
 import gc
 import json
 import os
@@ -139,6 +140,26 @@ def threads() -> None:
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """What a benchmark of cells is asked: which ones, how many rounds, and whether those in the JSON are taken anew."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--only", default="", help="cells whose name contains this")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--fresh", action="store_true")
+    return parser
+
+
+def fill(name: str, cells: Mapping[str, Callable[[int | None], dict[str, Any]]], options: argparse.Namespace,
+         about: Callable[[], Mapping[str, Any]] | None = None) -> None:  # fmt: skip
+    """Measure what results/<name>.json has not yet, by the name of each cell; written after each."""
+    found = {} if options.fresh else load(name).get("cells", {})
+    for cell, measure in cells.items():
+        if options.only in cell and cell not in found:
+            found[cell] = measure(options.rounds)
+            print(cell, json.dumps(found[cell]), flush=True)
+            write(name, {"machine": (about or machine)(), "cells": found})
 
 
 def load(name: str) -> dict[str, Any]:

@@ -15,8 +15,6 @@ rows, rescale   int8: quantizing 1024 x 4096 activations by row, and int32 sums 
 The results of the two sides are compared before anything is timed.
 """
 
-import argparse
-import json
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -146,19 +144,10 @@ def measure(name: str, rounds: int | None) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="")
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--fresh", action="store_true")
-    options = parser.parse_args()
+    options = _paired.arguments(__doc__).parse_args()
     warnings.simplefilter("ignore")
     _paired.threads()
-    cells = {} if options.fresh else _paired.load("kernels").get("cells", {})
-    for name in CELLS:
-        if options.only in name and name not in cells:
-            cells[name] = measure(name, options.rounds)
-            print(name, json.dumps(cells[name]), flush=True)
-            _paired.write("kernels", {"machine": machine(), "cells": cells})
+    _paired.fill("kernels", {name: partial(measure, name) for name in CELLS}, options, machine)
 
 
 def machine() -> dict[str, Any]:

@@ -15,6 +15,7 @@ The peer is given its faster way: no `prepare_model_for_kbit_training`, which wo
 import argparse
 import json
 import warnings
+from functools import partial
 from typing import Any
 
 import _paired
@@ -125,10 +126,7 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="")
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--fresh", action="store_true")
+    parser = _paired.arguments(__doc__)
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -137,14 +135,9 @@ def main() -> None:
         name, cell, recompute = options.memory
         print(json.dumps(_paired.added_memory(SIDES[name](cell, bool(int(recompute))))))
         return
-    cells = {} if options.fresh else _paired.load("qlora").get("cells", {})
-    for cell in CELLS:
-        for recompute in (False, True):
-            name = f"{cell}{'-checkpointing' if recompute else ''}"
-            if options.only in name and name not in cells:
-                cells[name] = measure(cell, recompute, options.rounds)
-                print(name, json.dumps(cells[name]), flush=True)
-                _paired.write("qlora", {"machine": machine(), "cells": cells})
+    cells = {f"{cell}{'-checkpointing' if recompute else ''}": partial(measure, cell, recompute)
+             for cell in CELLS for recompute in (False, True)}  # fmt: skip
+    _paired.fill("qlora", cells, options, machine)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ A 12-layer Llama shape with random weights, LoRA of rank 8 on all linear layers,
 outputs are compared before anything is timed.
 """
 
-import argparse
-import json
 import re
 import warnings
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import _paired
@@ -126,19 +125,10 @@ def measure(name: str, rounds: int | None) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="")
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--fresh", action="store_true")
-    options = parser.parse_args()
+    options = _paired.arguments(__doc__).parse_args()
     warnings.simplefilter("ignore")
     _paired.threads()
-    cells = {} if options.fresh else _paired.load("rows").get("cells", {})
-    for name in CELLS:
-        if options.only in name and name not in cells:
-            cells[name] = measure(name, options.rounds)
-            print(name, json.dumps(cells[name]), flush=True)
-            _paired.write("rows", {"machine": _paired.machine(), "cells": cells})
+    _paired.fill("rows", {name: partial(measure, name) for name in CELLS}, options)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import warnings
+from functools import partial
 from typing import Any
 
 import _paired
@@ -85,10 +86,7 @@ def measure(cell: tuple[str, str, float, str], rounds: int | None) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="")
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--fresh", action="store_true")
+    parser = _paired.arguments(__doc__)
     parser.add_argument("--memory", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -101,13 +99,7 @@ def main() -> None:
             )
         )
         return
-    cells = {} if options.fresh else _paired.load("step").get("cells", {})
-    for cell in GRID:
-        name = "-".join(map(str, cell))
-        if options.only in name and name not in cells:
-            cells[name] = measure(cell, options.rounds)
-            print(name, json.dumps(cells[name]), flush=True)
-            _paired.write("step", {"machine": _paired.machine(), "cells": cells})
+    _paired.fill("step", {"-".join(map(str, cell)): partial(measure, cell) for cell in GRID}, options)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.large import filled_llama
 from support.mixtures import mixture
 from support.models import disturb
 
@@ -139,16 +140,8 @@ def test_peak_memory_is_that_of_a_host(tmp_path: Path, words: Any) -> None:
     """Allowed: 15 of the largest tensor (it, its change, what checks and writes them, the allocator's holes). The model
     is 70 of them; merged in memory it would be there, and again.
     """
-    import transformers as hf
-
     for name, width, layers in (("small", 64, 1), ("large", 512, 16)):
-        config = hf.LlamaConfig(**SIZE, hidden_size=width, intermediate_size=11 * width // 4, num_hidden_layers=layers)
-        with torch.device("meta"):
-            model = hf.LlamaForCausalLM(config)
-        model.to_empty(device="cpu")
-        with torch.no_grad():
-            for p in model.parameters():
-                p.copy_(torch.linspace(-1, 1, 997).repeat(p.numel() // 997 + 1)[: p.numel()].view(p.shape))
+        model = filled_llama(width, layers, **SIZE)
         adapted(model, words, tmp_path / name, fw.LoRA(rank=2, targets="linear"))
     done = subprocess.run([sys.executable, "-c", SCRIPT, tmp_path / "small", tmp_path / "large"], capture_output=True,
                           text=True, check=True)  # fmt: skip

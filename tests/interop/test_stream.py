@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.large import filled_llama
 from support.models import tiny
 
 import featherweight as fw
@@ -328,16 +329,8 @@ print(json.dumps([memory() - before, model.quantization_report.after, model.quan
 def test_peak_memory_is_that_of_the_codes(tmp_path: Path, words: Any) -> None:
     """Allowed beside the codes: ten of the largest tensor in fp32 (the tensor, what encoding and decoding it takes in
     plain torch, the allocator's holes). The float model would be 70 of them."""
-    import transformers as hf
-
     for name, width, layers in (("small", 64, 1), ("large", 512, 16)):
-        config = hf.LlamaConfig(**SIZE, hidden_size=width, intermediate_size=11 * width // 4, num_hidden_layers=layers)
-        with torch.device("meta"):
-            model = hf.LlamaForCausalLM(config)
-        model.to_empty(device="cpu")
-        with torch.no_grad():
-            for p in model.parameters():
-                p.copy_(torch.linspace(-1, 1, 997).repeat(p.numel() // 997 + 1)[: p.numel()].view(p.shape))
+        model = filled_llama(width, layers, **SIZE)
         model.save_pretrained(tmp_path / name, max_shard_size="60MB")
         words.save_pretrained(tmp_path / name)
     done = subprocess.run([sys.executable, "-c", SCRIPT, tmp_path / "small", tmp_path / "large"], capture_output=True,

@@ -4,7 +4,8 @@ from functools import cache
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -44,3 +45,8 @@ def mold(cls: Any, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -
         raise TypeError(f"{cls.__name__} has {', '.join(filled)}, which a mold does not keep")
     kept = dict(containers)
     return {name: value for name, value in vars(made).items() if name not in kept}, containers, parameters
+
+
+def is_bare(tensor: Tensor) -> bool:
+    """Whether a tensor has a shape and no values."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)

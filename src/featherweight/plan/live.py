@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
+from featherweight.core.blank import is_bare
 from featherweight.core.replace import HALF
 
 aten = torch.ops.aten
@@ -131,15 +132,11 @@ def computed(func: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
 
 
-def known(tensor: Tensor | None) -> bool:
-    return tensor is not None and not isinstance(tensor, FakeTensor) and not tensor.is_meta
-
-
 def all_rows(x: Tensor, indices: list[Tensor | None]) -> Tensor:
     """x[mask] as if all of a mask were true that nobody knows; other indexing as it is."""
     found: list[Tensor | None] = []
     for index in indices:
-        if index is not None and known(index) and index.dtype is torch.bool:
+        if index is not None and not is_bare(index) and index.dtype is torch.bool:
             with no_dispatch():
                 found += index.nonzero().unbind(1)
         else:
@@ -153,7 +150,7 @@ def all_rows(x: Tensor, indices: list[Tensor | None]) -> Tensor:
 def picked(x: Tensor, mask: Tensor) -> Tensor:
     """masked_select, as if all of a mask were true that nobody knows."""
     flat = x.expand(mask.shape).reshape(-1)
-    if not known(mask):
+    if is_bare(mask):
         return flat.clone()
     with no_dispatch():
         count = int(mask.sum())

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map_only
 
+from featherweight.core.blank import is_bare
 from featherweight.core.errors import InputError, Problem
 from featherweight.quant.each import Each, one
 from featherweight.quant.scheme import Scheme
@@ -183,11 +183,6 @@ def ends(offs: Tensor, rows: int) -> list[int]:
     """The numbers; where there are shapes alone, as if all experts had as many rows."""
     count = len(offs)
     return [rows * (e + 1) // count for e in range(count)] if is_bare(offs) else [int(n) for n in offs.tolist()]
-
-
-def is_bare(tensor: Tensor) -> bool:
-    """Whether a tensor has a shape and no values."""
-    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 SERVED: dict[Any, Callable[..., Any]] = {

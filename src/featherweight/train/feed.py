@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from featherweight.core.errors import FeatherweightError
-from featherweight.data.collate import collate, collate_packed
+from featherweight.data.collate import collate, collate_packed, integers
 from featherweight.data.order import batches, cuts, pack
 from featherweight.data.types import Batch, Encoded
 from featherweight.train.ranks import Ranks, split
@@ -170,7 +170,7 @@ def units(row: Encoded) -> int:
 
 def sequence(row: Encoded) -> bool:
     """Whether its label is one of token ids."""
-    return isinstance(row.labels, list) and bool(row.labels) and isinstance(row.labels[0], int)
+    return bool(row.labels) and integers(row.labels)
 
 
 def moved(batch: Mapping[str, Any], device: Any) -> dict[str, Any]:
