@@ -1,11 +1,11 @@
 """How much do the words of a question decide what a model knows? Written templates against one that P-tuning learns.
 
-    python examples/probing/probe.py MODEL [--relations capital kind] [--steps 60] [--seed 0]
+    python examples/probing/probe.py [MODEL] [--relations capital kind] [--steps 60] [--seed 0]
 
-MODEL is the folder of a masked language model. For every relation of relations.jsonl: precision@1 on the facts of
-test.jsonl, with each of four written templates, and with [P] tokens learned from the facts of train.jsonl, in front of
-the subject, between it and the object, and behind. Objects are of one token (LAMA's rule; how many are left out is
-shown). The facts and the templates were written for this project.
+MODEL is the folder of a masked language model (models/tiny-bert). For every relation of relations.jsonl: precision@1 on
+the facts of test.jsonl, with each of four written templates, and with [P] tokens learned from the facts of train.jsonl,
+in front of the subject, between it and the object, and behind. Objects are of one token (LAMA's rule; how many are left
+out is shown). The facts and the templates were written for this project.
 
 Source of the comparison: Liu et al. 2021, "GPT understands, too", arXiv:2103.10385, table 1 (LAMA-TREx P17, BERT-base:
 31.3, 19.8, 31.4 and 51.1 with four templates, 57.8 and 58.1 with P-tuning).
@@ -61,7 +61,7 @@ def show(what: str, scores: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("model")
+    parser.add_argument("model", nargs="?", default=str(HERE.parents[1] / "models" / "tiny-bert"))
     parser.add_argument("--relations", nargs="*")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)

@@ -117,3 +117,12 @@ def test_the_t5_answers_prompts_above_chance(home, data_dir, task, least):
     assert len(rows) > 25
     model = fw.load_base(str(home / "tiny-t5"), fw.Seq2SeqChoices())
     assert fw.evaluate(model, rows, fw.Seq2SeqChoices())["accuracy"] > least
+
+
+def test_the_t5_learns_the_examples_summaries(home):
+    """As examples/README.md trains it: dialogues that were not trained on are told with less surprise."""
+    folder = home.parent / "examples" / "summarization"
+    model, task = fw.load_base(str(home / "tiny-t5"), fw.Seq2Seq()), fw.Seq2Seq()
+    before = fw.evaluate(model, folder / "test.jsonl", task)["loss"]
+    fw.train(model, folder / "train.jsonl", task, method=fw.LoRA(targets="linear"), steps=20, lr=1e-3)
+    assert fw.evaluate(model, folder / "test.jsonl", task)["loss"] < before - 0.1
