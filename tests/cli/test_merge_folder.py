@@ -1,14 +1,12 @@
 """`fw merge` from folder to folder: what merging in memory gives, in a host's memory; nothing where one is bad."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.large import filled_llama
+from support.large import filled_llama, printed
 from support.mixtures import mixture
 from support.models import disturb
 
@@ -137,15 +135,13 @@ print(memory() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 def test_peak_memory_is_that_of_a_host(tmp_path: Path, words: Any) -> None:
-    """Allowed: 15 of the largest tensor (it, its change, what checks and writes them, the allocator's holes). The model
-    is 70 of them; merged in memory it would be there, and again.
+    """Allowed: ten of the largest tensor (it, its change, what checks and writes them). The model is 70 of them; merged
+    in memory it would be there, and again.
     """
     for name, width, layers in (("small", 64, 1), ("large", 512, 16)):
         model = filled_llama(width, layers, **SIZE)
         adapted(model, words, tmp_path / name, fw.LoRA(rank=2, targets="linear"))
-    done = subprocess.run([sys.executable, "-c", SCRIPT, tmp_path / "small", tmp_path / "large"], capture_output=True,
-                          text=True, check=True)  # fmt: skip
-    peak, largest = int(done.stdout.splitlines()[-1]), 512 * 1408 * 4
+    peak, largest = int(printed(SCRIPT, tmp_path / "small", tmp_path / "large")), 512 * 1408 * 4
     size = sum(stored.bytes for stored in checkpoint(tmp_path / "large" / "out").values())
     assert size > 70 * largest
-    assert peak < 15 * largest
+    assert peak < 10 * largest

@@ -6,8 +6,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support.large import filled_llama
+from support.large import filled_llama, printed
 from support.models import tiny
 
 import featherweight as fw
@@ -327,16 +325,14 @@ print(json.dumps([memory() - before, model.quantization_report.after, model.quan
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 def test_peak_memory_is_that_of_the_codes(tmp_path: Path, words: Any) -> None:
-    """Allowed beside the codes: ten of the largest tensor in fp32 (the tensor, what encoding and decoding it takes in
-    plain torch, the allocator's holes). The float model would be 70 of them."""
+    """Allowed beside the codes: five of the largest tensor in fp32 (the tensor, what encoding and decoding it takes in
+    plain torch). The float model would be 70 of them."""
     for name, width, layers in (("small", 64, 1), ("large", 512, 16)):
         model = filled_llama(width, layers, **SIZE)
         model.save_pretrained(tmp_path / name, max_shard_size="60MB")
         words.save_pretrained(tmp_path / name)
-    done = subprocess.run([sys.executable, "-c", SCRIPT, tmp_path / "small", tmp_path / "large"], capture_output=True,
-                          text=True, check=True)  # fmt: skip
-    peak, after, before = json.loads(done.stdout)
+    peak, after, before = json.loads(printed(SCRIPT, tmp_path / "small", tmp_path / "large"))
     largest = 512 * 1408 * 4
     assert before > 200e6
     assert after < 30e6
-    assert peak < after + 10 * largest < before / 3
+    assert peak < after + 5 * largest < before / 3

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.large import FRESH
 from torch import nn
 
 import featherweight as fw
@@ -168,8 +169,7 @@ SPIKE = textwrap.dedent("""
 
 
 def spike(kind, output, words):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-                   "MALLOC_MMAP_THRESHOLD_": "65536"}  # fmt: skip  # what is freed counts as free, not as heap
+    environment = os.environ | FRESH | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", SPIKE, kind, str(output), str(words)], env=environment,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
 
