@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from featherweight.tasks.asking import answer_of, asked, chat_prompt
-from featherweight.tasks.metrics import exact_match
-from featherweight.tasks.task import Task
+from featherweight.tasks.asking import asked, chat_prompt
+from featherweight.tasks.writing import Writing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,17 +16,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class CausalLM(Task):
+class CausalLM(Writing):
     """Cross-entropy (nats) on the trained tokens alone; a unit is a trained token. A prediction is generated text of at
     most `max_new_tokens` tokens, greedy; it ends in front of `stop`, where one is given."""
 
-    max_new_tokens: int = 128
-    stop: str = ""
-
     auto: ClassVar[str] = "AutoModelForCausalLM"
     shapes: ClassVar[tuple[str, ...]] = ("completion", "instruction", "messages", "text")
-    generates: ClassVar[bool] = True
-    exclusive: ClassVar[bool] = True
 
     def encode_all(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
         from featherweight.data.encode import encode_lm_all
@@ -41,9 +35,6 @@ class CausalLM(Task):
         plain = iter(encode_lm_all([asked(e) for e in examples if not e.messages], tokenizer, length))
         return [next(chats if e.messages else plain) for e in examples]
 
-    def largest(self, length: int) -> Encoded:
-        return replace(super().largest(length), labels=[0] * length)
-
     def pose(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         from featherweight.tasks.heads import inputs
         from featherweight.tasks.token_loss import IGNORED
@@ -54,23 +45,3 @@ class CausalLM(Task):
         targets = labels.roll(-1, 1)
         targets[:, -1] = IGNORED
         return inputs(batch), targets
-
-    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        from featherweight.tasks.token_loss import IGNORED, token_loss
-
-        given, targets = self.pose(model, batch)
-        return token_loss(model, given, targets), (targets != IGNORED).sum()
-
-    def predict(self, model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any) -> list[Any]:
-        from featherweight.tasks.generation import write
-
-        return write(model, batch, tokenizer, self.max_new_tokens, self.stop)
-
-    def reference(self, example: Example) -> Any:
-        return answer_of(example)
-
-    def score(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-        return {"exact_match": exact_match(predictions, [[r] for r in references])}
-
-    def answer(self, prediction: Any) -> dict[str, Any]:
-        return {"text": prediction}
