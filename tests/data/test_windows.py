@@ -1,7 +1,6 @@
 """Texts as windows: nothing is lost, nothing is longer than asked, cuts fall between words."""
 
 import pytest
-from transformers import AutoTokenizer
 
 from featherweight.data.windows import windows
 
@@ -10,11 +9,6 @@ TEXTS = [
     "A short one.",
     "Rain fell all day,\nand the river rose by an inch an hour." * 4,
 ]
-
-
-@pytest.fixture(scope="session")
-def stories_tokenizer(data_dir):
-    return AutoTokenizer.from_pretrained(data_dir / "stories260k" / "hf")
 
 
 @pytest.mark.parametrize("length", [8, 16, 64])
