@@ -1,9 +1,11 @@
 """What is left of an adapter once it is merged into a weight that is kept as codes.
 
     kept = ⟨Q(Ŵ + Δ) − Ŵ, Δ⟩ / ⟨Δ, Δ⟩        off = ‖Q(Ŵ + Δ) − (Ŵ + Δ)‖ / ‖Ŵ + Δ‖        change = ‖Δ‖ / ‖Ŵ‖
+    noise = ‖Q(Ŵ + Δ) − (Ŵ + Δ)‖ / ‖Δ‖
 
 Ŵ is the decoded weight, Δ the adapter's change, Q to encode and to decode. A small Δ rounds away: of 1 % in NF4 less
-than 2 % is kept, of 10 % some 83 %. The merge into floating point keeps all of it, `off` is 0.
+than 2 % is kept, of 10 % some 83 %. The merge into floating point keeps all of it, `off` is 0, but for what Q rounds
+where it is a cast to 16 bits.
 """
 
 from dataclasses import dataclass
@@ -42,6 +44,10 @@ class Survival:
     def off(self) -> float:
         return ratio(self.miss, self.whole) ** 0.5
 
+    @property
+    def noise(self) -> float:
+        return ratio(self.miss, self.delta) ** 0.5
+
     def __str__(self) -> str:
         return f"change {self.change:7.2%}  kept {self.kept:7.1%}  off {self.off:7.2%}  {self.where}  {self.scheme}"
 
@@ -60,7 +66,7 @@ class MergeReport:
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`: the ratios by tensor, and in total."""
-        names = ("change", "kept", "off")
+        names = ("change", "kept", "off", "noise")
         rows = {t.where: {"scheme": t.scheme} | {n: getattr(t, n) for n in names} for t in self.tensors}
         return {n: getattr(self.total, n) for n in names} | {"tensors": rows}
 

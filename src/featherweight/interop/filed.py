@@ -10,7 +10,7 @@ written to.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -36,6 +36,12 @@ class Source:
     like: Tensor  # on the meta device
     kept: bool = True
     pick: "Callable[[int], Source] | None" = None  # one of a stack's tensors, where it is had without the others
+    kind: torch.dtype | None = None  # what it is in its file, where that is something else
+
+    @property
+    def stored(self) -> torch.dtype:
+        """The dtype that holds what the file has."""
+        return self.like.dtype if self.kind is None else self.kind
 
     def read(self) -> Tensor:
         global last
@@ -121,9 +127,10 @@ def moved(func: Any, args: Any, kwargs: Any) -> Any:
         return one.clone()
 
     likes = run(lambda t: t.source.like, {"device": "meta"} if "device" in kwargs else {})
+    kind = reduce(torch.promote_types, (t.source.stored for t in tree_flatten(args)[0] if isinstance(t, Filed)))
     if isinstance(likes, Tensor):
-        return Filed(Source(lambda: run(read, {}), likes, pick=picking(func, args, kwargs)))
-    return tuple(Filed(Source(partial(part, i), like, kept=False)) for i, like in enumerate(likes))
+        return Filed(Source(lambda: run(read, {}), likes, pick=picking(func, args, kwargs), kind=kind))
+    return tuple(Filed(Source(partial(part, i), like, kept=False, kind=kind)) for i, like in enumerate(likes))
 
 
 def picking(func: Any, args: Any, kwargs: Any) -> Callable[[int], Source] | None:

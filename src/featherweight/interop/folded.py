@@ -8,6 +8,7 @@ a first one is in memory: the peak is a host, the adapters, and codes where the 
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,35 @@ from torch import Tensor, nn
 from featherweight.core.base import read
 from featherweight.core.encoded import encoded, identity, like, names
 from featherweight.core.host import base_modules, frozen_class
-from featherweight.core.merge import checked, folded, on_untie, sharers, untie
+from featherweight.core.merge import Rewritten, checked, folded, on_untie, sharers, untie
 from featherweight.interop.filed import Filed, Source, whole
+from featherweight.interop.rounding import Rounding, name_of, rounded
 from featherweight.interop.shards import LARGEST, Due, write
 
 
-def write_merged(model: Any, folder: Path, largest: int = LARGEST) -> int:
-    """Write the merged model to a folder: weights and configs; gives how many parameters it has.
+def write_merged(model: Any, folder: Path, rounding: Rounding | None = None, largest: int = LARGEST) -> int:
+    """Write the merged model to a folder: weights and configs; gives how many parameters it has. `rounding` says in
+    what dtypes (default: as the base's files have them) and gathers what that costs.
 
-    Raises, before anything is written, NotMergeable and, for NaN and infinity, FeatherweightError.
+    Raises NotMergeable and, for NaN and infinity, FeatherweightError before anything is written; InputError for what is
+    too large for the dtype.
     """
     new: set[tuple[int, str]] = set()
-    groups = checked(model, lambda found: new.update((id(host), name) for host, name, _ in found))
+    rounding = rounding or Rounding.of(model)
+
+    def see(found: Rewritten) -> None:
+        new.update((id(host), name) for host, name, _ in found)
+        rounding.see(found)
+
+    groups = checked(model, see)
     holders = sharers(model)
     loose = [untie([one for path, host in group for one in folded(path, host)], holders) for group in groups
              if any(shared(host, holders) for _, host in group)]  # fmt: skip
     for hook in on_untie if any(loose) else ():
         hook(model)
-    there = dict(tensors(model, new))
+    there = dict(tensors(model, new, rounding))
     write(folder, converted(model, there), largest)
-    configs(model, folder)
+    configs(model, folder, rounding.usual)
     return sum(tensor.shape.numel() for tensor in there.values())
 
 
@@ -44,7 +54,7 @@ def shared(host: Any, holders: Any) -> bool:
     return any(holders[id(identity(host, name))] > 1 for name in names(host))
 
 
-def tensors(model: Any, new: set[tuple[int, str]]) -> Iterator[tuple[str, Filed]]:
+def tensors(model: Any, new: set[tuple[int, str]], rounding: Rounding) -> Iterator[tuple[str, Filed]]:
     """The plain model's tensors by name, none of them read: merged, decoded, or as they are; tied ones once."""
     last: list[Any] = [None, {}]  # a host, and what it was merged to
     codes = {id(t) for _, m in base_modules(model) for e in encoded(m).values() for t in e.kept}
@@ -68,7 +78,14 @@ def tensors(model: Any, new: set[tuple[int, str]]) -> Iterator[tuple[str, Filed]
         if (id(module), name) in new:
             make = lambda p=path, m=module, n=name: merged(p, m, n)  # type: ignore[misc]  # noqa: E731
         now = like(module, name)
-        yield key, Filed(Source(make, torch.empty(now.shape, dtype=now.dtype, device="meta"), kept=False))
+        kind = rounding.dtype(key, now.dtype)
+        last_step = partial(once, key, make, kind)
+        yield key, Filed(Source(last_step, torch.empty(now.shape, dtype=kind, device="meta"), kept=False))
+
+
+def once(key: str, make: Callable[[], Tensor], kind: torch.dtype) -> Tensor:
+    """A tensor, made and rounded."""
+    return rounded(key, make(), kind)
 
 
 def kept(module: nn.Module, codes: set[int]) -> list[str]:
@@ -86,12 +103,22 @@ def converted(model: Any, there: dict[str, Filed]) -> dict[str, Due]:
     return {k: Due(t.dtype, tuple(t.shape), lambda t=t: whole(t)) for k, t in form.items()}  # type: ignore[misc]
 
 
-def configs(model: Any, folder: Path) -> None:
+def cast(model: Any, rounding: Rounding) -> None:
+    """Round a model's tensors in place; codes stay as they are."""
+    codes = {id(t) for _, m in base_modules(model) for e in encoded(m).values() for t in e.kept}
+    for path, module in base_modules(model):
+        for name in kept(module, codes):
+            if name not in encoded(module):
+                tensor, key = getattr(module, name), f"{path}.{name}".lstrip(".")
+                tensor.data = rounded(key, tensor.data, rounding.dtype(key, tensor.dtype))
+
+
+def configs(model: Any, folder: Path, usual: torch.dtype) -> None:
     """config.json of the plain model, and how it generates."""
     config = copy.deepcopy(model.config)
     vars(config).pop("quantization_config", None)
     config.architectures = [frozen_class(model).__name__]
-    config.dtype = str(model.dtype).removeprefix("torch.")
+    config.dtype = name_of(usual)
     config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)

@@ -25,7 +25,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.core.host import base_modules
 from featherweight.interop import quantized_folder as folder
-from featherweight.interop.filed import whole
+from featherweight.interop.filed import Filed, whole
 from featherweight.interop.stream import Stored
 from featherweight.quant.each import Each
 from featherweight.quant.place import Place, slots
@@ -49,6 +49,7 @@ class Job:
     layers: dict[str, Layer] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     restored: list[tuple[str, Any, str]] = field(default_factory=list)
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)  # of the encoded weights, in the file
 
 
 JOB: ContextVar[Job | None] = ContextVar("job", default=None)
@@ -139,6 +140,7 @@ class Encode(ConversionOps):
 def encode(job: Job, name: str, W: Tensor) -> None:
     """Put the codes of W in place of a weight without memory; what is wrong with W is noted and goes on."""
     place, scheme = job.places[name]
+    job.dtypes[name] = W.source.stored if isinstance(W, Filed) else W.dtype
     if W.shape != place.own.shape:
         job.problems.append(Problem("misshapen tensor", name, str(tuple(place.own.shape)), str(tuple(W.shape))))
         return

@@ -75,8 +75,9 @@ def streamed(
 ) -> tuple[Any, dict[str, Any]]:
     """(model, what transformers says of the keys). Raises InputError over everything wrong with the files at once."""
     from featherweight.interop.filed import Late, settle
-    from featherweight.interop.hf_quantizer import JOB, Config, Job
+    from featherweight.interop.hf_quantizer import JOB, Config, Job, named
     from featherweight.interop.quantized.foreign import idle
+    from featherweight.interop.rounding import Dtypes
 
     stored = checkpoint(path)
     foreign = holds_codes(config) and not own(config)
@@ -97,6 +98,7 @@ def streamed(
     model.name_or_path = model.config.name_or_path = os.fspath(path)
     if foreign:
         info["unexpected_keys"] = [k for k in info["unexpected_keys"] if not idle(k, stored)]
+    model.stored_dtypes = Dtypes.of(model, pending.dtypes, named(model, stored))
     if not filed:
         settle(model)
     if pending.recipes:
