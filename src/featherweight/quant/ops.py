@@ -7,9 +7,9 @@
     quantize_rows  x -> int8 codes and a scale for each row             rescale    int32 sums · row · column + bias
 
 Products are taken in float32, then cast. Ties between two codes go to the lower value. `kernels` puts faster functions
-of the same meaning into `native`; one answers NotImplemented for what it does not serve. Each is a torch operation too,
-`torch.ops.featherweight.<name>`, which stands in graphs and in what dispatch modes see; an eager call goes past the
-dispatcher.
+of the same meaning into `native` and `cuda`; one answers NotImplemented for what it does not serve. Each is a torch
+operation too, `torch.ops.featherweight.<name>`, which stands in graphs and in what dispatch modes see; an eager call
+goes past the dispatcher.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +24,13 @@ from torch.nn import functional as F
 from featherweight.quant.scratch import scratch
 
 FEW = 8  # rows of x, as in generation, that a low-rank term is added to in the dtype of its factors
-native: dict[str, Callable[..., Any]] = {}  # name of an operation -> a function with the same arguments
+native: dict[str, Callable[..., Any]] = {}  # name of an operation -> a function with the same arguments, on a CPU
+cuda: dict[str, Callable[..., Any]] = {}  # the same where the first tensor is on a GPU
 
 
 def direct(name: str, plain: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """The native function where it serves these arguments, else the plain one."""
-    fast = native.get(name)
+    fast = (cuda if args[0].is_cuda else native).get(name)
     result = NotImplemented if fast is None else fast(*args)
     return plain(*args) if result is NotImplemented else result
 
