@@ -42,6 +42,11 @@ class Adapter(nn.Module):
         """Whether it has a weight law."""
         return type(self).merge is not Adapter.merge
 
+    @property
+    def rewrites(self) -> bool:
+        """Whether it acts through the host's tensors alone: its forward is the host's over what `merge` gives."""
+        return type(self).forward is Adapter.forward
+
     def rounding(self, W: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
         """Called when the host's matrix W (out, in) is about to be kept as codes, `rounded` being what a matrix decodes
         to; returns what to keep in W's place. An adapter may start from what is lost here (LoftQ).

@@ -24,8 +24,7 @@ class Softened:
         self.adapter, self.strength = adapter, strength
 
     def __call__(self, base: Any, *args: Any, **kwargs: Any) -> Any:
-        law = type(self.adapter).forward is Adapter.forward or getattr(self.adapter, "rewrites", False)
-        if law:  # turned down in the weights, in which no host need be linear
+        if self.adapter.rewrites:  # turned down in the weights, in which no host need be linear
             return Adapter.forward(self, base, *args, **kwargs)  # type: ignore[arg-type]
         plain = base(*args, **kwargs)
         return between(plain, self.adapter(Once(base, args, plain), *args, **kwargs), self.strength)

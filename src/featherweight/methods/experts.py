@@ -116,7 +116,9 @@ class Experts(Adapter):
         self.flipped = flipped(host)  # (E, in, out)
         self.of = nn.ModuleDict({n: pair(getattr(host, n), rank, self.flipped, init) for n, rank in ranks.items()})
 
-    rewrites: ClassVar[bool] = True
+    @property
+    def rewrites(self) -> bool:
+        return True
 
     def forward(self, base: Base, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():

@@ -139,7 +139,7 @@ def leave(p: Place, name: str) -> None:
     there = module.adapters[name]
     p.adapter.requires_grad_(False)
     if isinstance(there, Parts) and len(there.rows) > 1:
-        del there.rows[p.site.role], there.of[p.site.role]
+        del there.parts[p.site.role], there.of[p.site.role]
         return
     del module.adapters[name]
     if not module.adapters:
