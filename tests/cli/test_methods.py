@@ -56,3 +56,12 @@ def test_a_start_in_words():
     assert start(exact) == "the base, bit for bit"
     assert start(exact | {"near": 1e-3}) == "the base, within 0.001 of its largest output"
     assert start(exact | {"identity": False}) == "another function than the base's"
+
+
+def test_fields_are_shown_as_they_are_typed(fw):
+    """No linter's remark, no Python; every default that is shown can be given back as it stands."""
+    page = fw("methods", "dora").out
+    assert "  --method.targets  text | list  [query,value]" in page
+    assert "  --method.alpha  number  [none]" in page
+    assert "  --method.freeze-A  true | false  [false]\n" in page
+    assert not [about for method in methods().values() for about in told(method).values() if "noqa" in about]

@@ -79,7 +79,7 @@ def page(name: str, method: Any) -> Shown:
     about = inspect.getdoc(sys.modules[method.__module__]) or ""
     keys, notes = noun_keys(method), told(method)
     lines = [
-        f"  --method.{k.name.replace('_', '-')}  {described(k.kind)}  [{k.default!r}]"
+        f"  --method.{k.name.replace('_', '-')}  {kind(k.kind)}  [{typed(k.default)}]"
         + (f"  {notes[k.name]}" if k.name in notes else "")
         for k in keys.values()
     ]
@@ -98,11 +98,28 @@ def summary(fact: Mapping[str, Any]) -> Iterable[str]:
     yield f"Default learning rate {fact['lr']:g} ({fact['lr_source']})."
 
 
+TYPED = {"Mapping": "table", "Sequence": "list", "Callable": ""}
+
+
+def kind(hint: Any) -> str:
+    """A field's type as a flag takes it; a predicate is Python's alone."""
+    return " | ".join(filter(None, (TYPED.get(word, word) for word in described(hint).split(" | "))))
+
+
+def typed(value: Any) -> str:
+    """A default as it would be typed behind its flag."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ",".join(map(str, value))
+    return str(value)
+
+
 def told(method: Any) -> dict[str, str]:
     """What the comments behind a method's fields say of them: field -> comment."""
     names = {f.name for f in fields(method)}
     lines = "".join(inspect.getsource(kind) for kind in reversed(method.__mro__) if "methods" in kind.__module__)
-    found = re.findall(r"^    (\w+): [^#\n]*#[ ]*(.+)$", lines, re.MULTILINE)
+    found = re.findall(r"^    (\w+): [^#\n]*#[ ]*(?![ ]|noqa)(.+)$", lines, re.MULTILINE)
     return {name: about for name, about in found if name in names}
 
 
