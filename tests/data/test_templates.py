@@ -109,7 +109,7 @@ def test_bad_rows_are_named_together(tmp_path):
         prompted(path, "rte", "question")
     lines = [line.split("rows.jsonl:")[1] for line in str(error.value).splitlines()]
     assert lines[0].startswith("1:label: no such label; expected one of entailment")
-    assert lines[1].startswith("2: the template does not fit the row; expected 'hypothesis' is undefined")
+    assert lines[1].startswith("2:hypothesis: missing field; expected text, for the template; got nothing")
     assert lines[2].startswith("3:label: no such label")
 
 
@@ -120,8 +120,61 @@ def test_templates_of_ones_own(tmp_path):
     with pytest.raises(InputError, match=r"broken.jinja:1: a broken template"):
         prompts(tmp_path)
     (tmp_path / "broken.jinja").write_text("no choices")
-    with pytest.raises(InputError, match=r"data:1: the template does not fit the row; expected .*choices"):
+    with pytest.raises(InputError, match=r"broken.jinja: the template sets no choices; expected .*set choices"):
         prompted([{"x": 1, "label": 1}], tmp_path, "broken")
+
+
+def test_all_that_is_wrong_in_a_folder_is_said_at_once(tmp_path):
+    (tmp_path / "a.jinja").write_text("{{ x ")
+    (tmp_path / "b.jinja").write_text("{{ x }}")
+    (tmp_path / "labels.json").write_text('{"yes": 0,}')
+    with pytest.raises(InputError) as error:
+        prompts(tmp_path)
+    said = str(error.value).splitlines()
+    assert [line.split(": ")[0].removeprefix(f"{tmp_path}/") for line in said] == [
+        "a.jinja:1",
+        "b.jinja",
+        "labels.json:1",
+    ]
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"a": "0", "b": 1}', '{"a": 0, "b": 2}', '{"a": true}', '{"a": -1}'])
+def test_numbers_of_labels_that_are_none(tmp_path, text):
+    (tmp_path / "own.jinja").write_text('{% set choices = ["a", "b"] %}{{ x }}')
+    (tmp_path / "labels.json").write_text(text)
+    with pytest.raises(InputError, match=r"labels.json: not the numbers of labels"):
+        prompts(tmp_path)
+
+
+def test_a_column_that_no_row_has_is_one_problem():
+    rows = [{"message": "m", "desk": "x", "label": "travel"}] * 40
+    with pytest.raises(InputError) as error:
+        prompted(rows, "rte", every=True)
+    (problem,) = error.value.problems
+    assert str(problem).startswith("data: no row has what the templates of rte print; expected columns hypothesis, "
+                                   "premise; got columns message, desk, label; ")  # fmt: skip
+
+
+def test_bad_fields_and_bad_answers_of_other_rows_at_once():
+    """Also what only the next stage sees: a row without a label among labelled ones."""
+    row = {"premise": "p", "hypothesis": "h", "label": 0}
+    rows = [row, {**row, "premise": ""}, {**row, "label": None}, {"premise": "p", "label": 0}]
+    with pytest.raises(InputError) as error:
+        prompted(rows, "rte", every=True)
+    said = [str(p).partition(";")[0] for p in dict.fromkeys(error.value.problems)]
+    assert [s for s in said if "label" not in s] == ["data:2:premise: empty text", "data:4:hypothesis: missing field"]
+    assert any(s.startswith("data:3:label") for s in said)
+
+
+def test_a_template_may_say_where_the_label_is(tmp_path):
+    (tmp_path / "own.jinja").write_text('{% set label = desk %}{% set choices = ["a", "b"] %}\n{{ x }}')
+    (tmp_path / "labels.json").write_text('{"money": 0, "travel": 1}')
+    rows = [{"x": "one", "desk": "travel"}, {"x": "two", "desk": "money"}]
+    assert [row.label for row in made(prompted(rows, tmp_path))] == [1, 0]
+    assert [row.label for row in made(prompted([{"x": "one"}, {"x": "y", "desk": ""}], tmp_path))] == [None, None]
+    with pytest.raises(InputError, match=r"data:1:label: no such label; expected one of money, travel; got 'food'"):
+        prompted([{"x": "one", "desk": "food"}], tmp_path)
+    assert made(prompted([{"x": "one", "desk": "food"}], tmp_path, answers=False))[0].label is None
 
 
 ROWS = [{"sentence": f"film {i}", "label": i % 2} for i in range(8)]

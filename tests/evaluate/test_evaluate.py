@@ -106,8 +106,17 @@ def test_a_file_goes_by_its_name(judge, minilm_tokenizer, tmp_path):
     model, task = judge
     scores = evaluate(model, str(path), task, tokenizer=minilm_tokenizer)
     assert (scores.rows, scores.split) == (2, "mails.csv")
-    with pytest.raises(InputError, match="no rows to evaluate on; expected one of train; got the data has train"):
+    with pytest.raises(InputError, match=r"mails.csv: split 'valid': no such split; expected one of train; got train"):
         evaluate(model, str(path), task, tokenizer=minilm_tokenizer, split="valid")
+
+
+def test_rows_without_answers_say_what_was_looked_for(judge, minilm_tokenizer):
+    from featherweight.data.templates import prompted
+
+    with pytest.raises(InputError) as error:
+        evaluate(judge[0], prompted([{"sentence": "fine"}], "sst2"), judge[1], tokenizer=minilm_tokenizer)
+    said = "the rows have no answers to score; expected rows with label; got columns text, choices; name the column"
+    assert said in str(error.value)
 
 
 def test_the_first_split_with_answers_is_taken_and_named(judge, minilm_tokenizer, tmp_path):
@@ -117,7 +126,7 @@ def test_the_first_split_with_answers_is_taken_and_named(judge, minilm_tokenizer
     model, task = judge
     assert evaluate(model, tmp_path, task, tokenizer=minilm_tokenizer).split == "valid"
     assert evaluate(model, tmp_path, task, tokenizer=minilm_tokenizer, split="train").rows == 3
-    with pytest.raises(InputError, match=r"split 'test': no rows to evaluate on.*its rows carry no answers"):
+    with pytest.raises(InputError, match=r"split 'test': the rows have no answers to score; expected rows with label"):
         evaluate(model, tmp_path, task, tokenizer=minilm_tokenizer, split="test")
     (tmp_path / "test.csv").write_text("text,label\nyes,1\n", encoding="utf-8")
     assert evaluate(model, tmp_path, task, tokenizer=minilm_tokenizer).split == "test"

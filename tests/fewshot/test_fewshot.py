@@ -194,9 +194,10 @@ def test_bad_rows_of_all_tasks_are_named_together_before_anything_is_trained(few
     said = [str(p) for p in error.value.problems]
     assert any(f"{rte}:1:premise: empty text" in p for p in said)
     assert any(f"{rte}:2:label: no such label; expected one of entailment, not_entailment" in p for p in said)
-    assert any(f"{copa}:1: the template does not fit the row; expected 'choice2' is undefined" in p for p in said)
+    assert any(f"{copa}:1:choice2: missing field" in p for p in said)
+    assert any(f"{copa}:2:label: no such choice; expected 0 to 1" in p for p in said)
     assert any("train.jsonl: no such file" in p for p in said)
-    assert len(said) == len(set(said)) == 4
+    assert len(said) == len(set(said)) == 5
     assert not (tmp_path / "out").exists()
 
 

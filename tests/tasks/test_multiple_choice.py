@@ -64,8 +64,11 @@ def test_answers_and_bad_rows(minilm_tokenizer):
     assert task.score([[0.2, 0.8], [0.6, 0.4]], [1, 1]) == {"accuracy": 0.5}
     with pytest.raises(InputError, match="f:5: nothing to choose from"):
         task.encode_all([Example("f:5", "x")], minilm_tokenizer, None)
-    with pytest.raises(InputError, match="f:6: no answer in a training row"):
-        task.fit([Example("f:6", "x", choices=("a", "b"))])
+    bare, whole = Example("f:6", "x", choices=("a", "b")), Example("f:5", "x", choices=("a", "b"), label=0)
+    with pytest.raises(InputError, match=r"^f:6:label: no answer in a training row; expected the number"):
+        task.fit([whole, bare, bare])
+    with pytest.raises(InputError, match=r"^f: no row has an answer to train on; expected a column label.*--columns"):
+        task.fit([bare, Example("f:7", "x", choices=("a", "b"))])
 
 
 def test_rows_of_swag_kind(tmp_path):

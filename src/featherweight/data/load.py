@@ -72,10 +72,10 @@ def fitting(rows: Sequence[Row], shape: Shape) -> Shape:
     return replace(shape, labelled=not bare if answers else shape.labelled)
 
 
-def collect(problems: list[Problem], work: Callable[..., Any], *args: Any) -> Any:
+def collect(problems: list[Problem], work: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """What the work returns; its problems are kept for later."""
     try:
-        return work(*args)
+        return work(*args, **options)
     except InputError as error:
         problems.extend(error.problems)
         return None

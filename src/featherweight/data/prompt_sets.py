@@ -4,9 +4,10 @@
     data/prompts/<set>/labels.json          {"entailment": 0, "not_entailment": 1}    label -> number of its choice
 
 A template names the row's fields (`Paper title` as `paper_title`); what it prints is the text, and `choices` that it
-sets are the answers; `labels` are the labels' names in order, `mask` the slot of a masked language model. Without
-labels.json a row's label is that number itself, unless a task.json beside the data names the labels, as RAFT's do. A
-folder of one's own goes by its path.
+sets are the answers; `labels` are the labels' names in order, `mask` the slot of a masked language model. `label` that
+it sets stands in place of the row's own: {% set label = desk %} where that is the column. Without labels.json a row's
+label is that number itself, unless a task.json beside the data names the labels, as RAFT's do. A folder of one's own
+goes by its path.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ HOME = Path(__file__).parent / "prompts"
 
 @dataclass(frozen=True)
 class Wording:
-    """One template: what renders it, its text, and the fields that it prints whatever they hold."""
+    """One template: what renders it, its text, the fields that it prints whatever they hold, and those of them that it
+    prints in any row."""
 
     template: Template
     source: str
     needs: frozenset[str]
+    always: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,29 @@ def prompts(name: str | Path | Prompts, template: str | None = None) -> Prompts:
             problems.append(wording)
         else:
             made[file.stem] = wording
+    numbers = numbers_in(folder / "labels.json", problems)
     raise_all(problems)
-    labels = folder / "labels.json"
-    numbers = json.loads(labels.read_text(encoding="utf-8")) if labels.is_file() else None
     shown = str(name).rpartition("/")[0] if inside is not None else str(name)
     return Prompts(shown, made, numbers).only(template or inside)
+
+
+def numbers_in(file: Path, problems: list[Problem]) -> Mapping[str, int] | None:
+    """The numbers of the labels, None without the file."""
+    if not file.is_file():
+        return None
+    wanted = '{"label": number of its choice from 0, …}'
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        problems.append(Problem("broken JSON", f"{file}{line}", wanted, str(error)))
+        return None
+    pairs = found.items() if isinstance(found, dict) else ()
+    wrong = {k: v for k, v in pairs if isinstance(v, bool) or not isinstance(v, int) or v < 0}
+    if wrong or not pairs or sorted(set(found.values())) != list(range(len(set(found.values())))):
+        problems.append(Problem("not the numbers of labels", str(file), wanted, json.dumps(wrong or found)))
+        return None
+    return found
 
 
 def place_of(name: str | Path) -> tuple[Path, str | None]:
@@ -113,16 +134,35 @@ def read(environment: Environment, file: Path) -> Wording | Problem:
 
     source = file.read_text(encoding="utf-8")
     try:
-        return Wording(environment.from_string(source), source, needed(environment.parse(source)))
+        tree = environment.parse(source)
+        if "choices" not in set_in(tree):
+            return Problem("the template sets no choices", str(file), '{% set choices = ["no", "yes"] %}')
+        return Wording(environment.from_string(source), source, *needed(tree))
     except TemplateSyntaxError as error:
         return Problem("a broken template", f"{file}:{error.lineno}", got=str(error.message))
 
 
-def needed(tree: Any) -> frozenset[str]:
-    """The fields that a template prints unasked: those that it asks about (`if abstract`) may be empty."""
+def set_in(tree: Any) -> set[str]:
+    """The names that a template sets."""
+    from jinja2 import nodes
+
+    return names_in([n.target for n in tree.find_all((nodes.Assign, nodes.AssignBlock))])
+
+
+def needed(tree: Any) -> tuple[frozenset[str], frozenset[str]]:
+    """The fields that a template prints unasked, and those outside of any branch: what it asks about (`if abstract`),
+    and what it takes the label from, may be empty."""
     from jinja2 import meta, nodes
 
-    asked: Sequence[Any] = [n.test for n in tree.find_all((nodes.If, nodes.CondExpr))]
-    asked = [*asked, *(n.left for n in tree.find_all(nodes.Or))]
-    names = {n.name for test in asked for n in [test, *test.find_all(nodes.Name)] if isinstance(n, nodes.Name)}
-    return frozenset(meta.find_undeclared_variables(tree)) - names - {"labels"}
+    tree.body = [n for n in tree.body if not (isinstance(n, nodes.Assign) and getattr(n.target, "name", "") == "label")]
+    branching = list(tree.find_all((nodes.If, nodes.CondExpr)))
+    asked = names_in([n.test for n in branching] + [n.left for n in tree.find_all(nodes.Or)])
+    needs = frozenset(meta.find_undeclared_variables(tree)) - asked - {"labels"}
+    return needs, needs - names_in(branching)
+
+
+def names_in(found: Sequence[Any]) -> set[str]:
+    """The names in and at these nodes."""
+    from jinja2 import nodes
+
+    return {n.name for node in found for n in [node, *node.find_all(nodes.Name)] if isinstance(n, nodes.Name)}

@@ -37,22 +37,24 @@ def prompted(
     *,
     seed: int | None = None,
     every: bool = False,
+    answers: bool = True,
 ) -> Data:
     """`load` of a data set in its own columns, its rows rendered as text and choices by one `template` of the set
     `name` (or `name/template`), or by its templates: in turn, one a row drawn by the `seed`, or with `every` each
-    training row by each of them. `"rte,cb"` names the sets of a mixture of files, in their order.
+    training row by each of them. `"rte,cb"` names the sets of a mixture of files, in their order. Without `answers`
+    labels are not looked at.
 
-    Raises InputError over every row that lacks a field or has a label that the set does not know.
+    Raises InputError over every row that lacks a field or has a label that the set does not know, and once over a
+    column that no row of a file has.
     """
     splits, weights = raw(source)
     sets = [prompts(part, template) for part in parts(name)]
     check_sources(sets, splits, name)
     problems: list[Problem] = []
     made = {
-        split: rendered(rows, sets, chooser(seed, split, every and split == "train"), problems)
+        split: rendered(rows, sets, chooser(seed, split, every and split == "train"), answers, problems)
         for split, rows in splits.items()
     }
-    raise_all(problems)
     for rows in made.values():
         collect(problems, examples, rows, fitting(rows, SHAPE))
     raise_all(problems)
@@ -103,19 +105,40 @@ def chooser(seed: int | None, split: str, every: bool) -> Chosen:
     return lambda names, i: [Random(f"{seed}/{split}/{i}").choice(names)]
 
 
-def rendered(rows: Rows, sets: Sequence[Prompts], choose: Chosen, problems: list[Problem]) -> Rows:
-    """Every row as {text, choices, label}."""
+def rendered(rows: Rows, sets: Sequence[Prompts], choose: Chosen, answers: bool, problems: list[Problem]) -> Rows:
+    """Every row as {text, choices, label}; those that no template fits are left out, and named."""
     numbers = [one.numbers or numbers_of(rows, i) for i, one in enumerate(sets)]
+    unfit = {i for i, one in enumerate(sets) if not fits(one, [r for r in rows if len(sets) == 1 or r.source == i],
+                                                         problems)}  # fmt: skip
     made = []
     for i, row in enumerate(rows):
         at = row.source if len(sets) > 1 else 0
+        if at in unfit:
+            continue
         fields = {plain_name(str(key)): value for key, value in row.fields.items()} | row.fields
-        label = numbered(row, fields.get("label"), numbers[at], problems)
         given = {"mask": SLOT} | fields | ({"labels": list(Prompts("", {}, numbers[at]).labels)} if numbers[at] else {})
+        found: list[Problem] = []
         for template in choose(list(sets[at].templates), i):
-            text, choices = written(row, given, sets[at].templates[template], problems)
+            text, choices, label = written(row, given, sets[at].templates[template], found)
+            label = numbered(row, label, numbers[at], found) if answers else None
             made.append(Row({"text": text, "choices": choices, "label": label}, row.where, row.source))
+        if found:
+            problems.extend(dict.fromkeys(found))
+            made = [one for one in made if one.where != row.where]
     return Rows(made, rows.notes)
+
+
+def fits(one: Prompts, rows: Sequence[Row], problems: list[Problem]) -> bool:
+    """Whether some row has each column that the templates print; else they are another data set's."""
+    has = list(dict.fromkeys(str(key) for row in rows for key in row.fields))
+    known = {"mask", *has, *map(plain_name, has)}
+    lacking = sorted({name for wording in one.templates.values() for name in wording.always} - known)
+    if not rows or not lacking:
+        return True
+    fix = "fw templates lists the sets and their columns; a folder of .jinja files of your own goes by its path"
+    problems.append(Problem(f"no row has what the templates of {one.name} print", rows[0].where.rpartition(":")[0],
+                            f"columns {listed(lacking)}", f"columns {listed(has)}", fix))  # fmt: skip
+    return False
 
 
 def label_names(splits: Mapping[str, Rows], name: str | Path | Prompts) -> tuple[str, ...]:
@@ -130,23 +153,25 @@ def numbers_of(rows: Rows, source: int) -> Mapping[str, int] | None:
     return numbers_beside(Path(where.rpartition(":")[0]))
 
 
-def written(row: Row, fields: dict[str, Any], wording: Wording, problems: list[Problem]) -> tuple[str, list[str]]:
-    """What the template prints of a row, and the choices that it sets."""
-    from jinja2 import TemplateError
+def written(row: Row, fields: dict[str, Any], wording: Wording, problems: list[Problem]) -> tuple[str, list[str], Any]:
+    """What the template prints of a row, the choices that it sets, and the label: the row's, where it sets none."""
+    from jinja2 import TemplateError, Undefined
 
-    empty = sorted(name for name in wording.needs if name in fields and missing(fields[name]))
     columns = {plain_name(str(key)): str(key) for key in row.fields}
-    found = [Problem("empty text", f"{row.where}:{columns.get(n, n)}", "text, for the template") for n in empty]
-    problems.extend(p for p in found if p not in problems)
-    if empty:
-        return "", []
+    for name in sorted(n for n in wording.needs if missing(fields.get(n)) and (n in fields or n in wording.always)):
+        what, got = ("empty text", "") if name in fields else ("missing field", "nothing")
+        problems.append(Problem(what, f"{row.where}:{columns.get(name, name)}", "text, for the template", got))
+    if problems:
+        return "", [], fields.get("label")
     try:
         module = wording.template.make_module({str(name): value for name, value in fields.items()})
-        return str(module).strip(), [str(c) for c in module.choices]  # type: ignore[attr-defined]
+        label = getattr(module, "label", fields.get("label"))
+        choices = [str(c) for c in module.choices]  # type: ignore[attr-defined]
+        return str(module).strip(), choices, None if isinstance(label, Undefined) else label
     except (TemplateError, AttributeError, TypeError) as error:
-        got = listed([str(name) for name in row.fields])
-        problems.append(Problem("the template does not fit the row", row.where, str(error), f"fields {got}"))
-        return "", []
+        got = f"fields {listed([str(name) for name in row.fields])}"
+        problems.append(Problem("the template does not fit the row", row.where, got=f"{error}; {got}"))
+        return "", [], fields.get("label")
 
 
 def numbered(row: Row, label: Any, numbers: Mapping[str, int] | None, problems: list[Problem]) -> Any:

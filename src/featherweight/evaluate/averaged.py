@@ -7,7 +7,7 @@ How far the templates' accuracies lie apart is how much the wording decides; T-F
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from featherweight.data.prompt_sets import Prompts
-    from featherweight.data.types import Example, Rows
+    from featherweight.data.types import Example
     from featherweight.tasks.task import Task
 
 Probabilities = list[list[float]]  # by row and choice
@@ -78,31 +78,25 @@ def ask(
     told: run.Told = run.silent,
 ) -> Asked:  # fmt: skip
     """The probability of each choice of each row, by template; `labels`: rows without one are an error."""
+    from featherweight.data.load import collect
     from featherweight.data.templates import label_names, prompted, prompts, raw
     from featherweight.tasks.check import check_length
 
     tokenizer = tokenizer_of(model, tokenizer)
     rows, _ = raw(source)
-    rows = rows if labels else {part: unlabelled(held) for part, held in rows.items()}
+    problems: list[Problem] = []
+    asked_by = {template: collect(problems, prompted, rows, name, template, answers=labels)
+                for template in prompts(name).templates}  # fmt: skip
+    raise_all(dict.fromkeys(problems))
     found: dict[str, Probabilities] = {}
-    for template in prompts(name).templates:
-        shown, examples, shape = read(prompted(rows, name, template), split, labels)
+    for template, data in asked_by.items():
+        shown, examples, shape = read(data, split, labels)
         chosen = task_of(model, task, shape)
         asked = chosen.encode_all(examples, tokenizer, check_length(model, length))
         found[template] = run.predictions(model, chosen, asked, tokenizer, batch, told)
     check(found, [e.where for e in examples])
     file = isinstance(source, str | Path) and Path(source).is_file()
     return Asked(chosen, examples, found, label_names(rows, name), Path(source).name if file else shown)
-
-
-def unlabelled(rows: Rows) -> Rows:
-    """The rows without their labels, which may be anything."""
-    from featherweight.data.names import plain_name
-
-    return type(rows)(
-        (replace(r, fields={k: v for k, v in r.fields.items() if plain_name(str(k)) != "label"}) for r in rows),
-        rows.notes,
-    )
 
 
 def read(data: Any, split: str | None, labels: bool) -> tuple[str, list[Example], Any]:

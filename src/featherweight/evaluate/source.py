@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,10 +33,22 @@ def labelled(data: Any, split: str | None = None, columns: Columns = None) -> tu
     answered = [name for name, shape in shapes.items() if shape.labelled or shape.name == "text"]
     name = split or next(iter(answered), "")
     if name not in answered:
-        bare = "its rows carry no answers" if name in held else f"the data has {listed(list(held))}"
-        raise InputError(Problem("no rows to evaluate on", f"split {name!r}", f"one of {listed(answered)}", bare))
+        raise InputError(unscored(data, loaded, held, answered, split))
     shown = Path(data).name if isinstance(data, str | Path) and Path(data).is_file() else name
     return shown, examples(held[name], shapes[name]), loaded.shape
+
+
+def unscored(data: Any, loaded: Data, held: Mapping[str, Any], answered: Sequence[str], split: str | None) -> Problem:
+    """Why there is nothing to evaluate on: no such split, or no answers in it."""
+    first = [row.fields.items() for rows in held.values() for row in rows[:1]]
+    seen = listed(list(dict.fromkeys(str(key) for fields in first for key, value in fields if value not in (None, ""))))
+    where = os.fspath(data) if isinstance(data, str | Path) else loaded.name or "data"
+    if split and split not in held:
+        return Problem("no such split", f"{where}: split {split!r}", f"one of {listed(answered)}", listed(list(held)))
+    part = f"{where}: split {split!r}" if split else where
+    want = f"rows with {' or '.join(role for role in loaded.shape.columns if role in ANSWERS) or 'answers'}"
+    fix = "name the column (--columns label=…; in templates {% set label = … %}), or only ask: fw predict"
+    return Problem("the rows have no answers to score", part, want, f"columns {seen}", fix)
 
 
 def questions(rows: Any, columns: Columns = None) -> list[Example]:

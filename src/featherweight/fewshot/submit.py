@@ -57,9 +57,7 @@ def submitted(bench: Bench, given: Unlabelled, prompts: Prompts, template: str, 
 
 def checked(given: Unlabelled | None, prompts: Prompts, problems: list[Problem]) -> None:
     """Everything that is wrong with the rows to answer: empty texts, IDs that are missing or come twice."""
-    from featherweight.evaluate.averaged import unlabelled as bare
-
     if given is None:
         return
-    verified(bare(given.rows), prompts, problems)
+    verified(given.rows, prompts, problems, answers=False)
     collect(problems, submission, given.rows, [""] * len(given.rows))

@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import ClassVar
@@ -69,8 +68,8 @@ def sampled(part: Part, most: int | None) -> Part:
     return replace(part, test=Rows([part.test[i] for i in kept], part.test.notes))
 
 
-def verified(rows: Rows, prompts: Prompts, problems: list[Problem]) -> None:
+def verified(rows: Rows, prompts: Prompts, problems: list[Problem], answers: bool = True) -> None:
     """Whether every template of a set fits all rows; what does not becomes problems, each once."""
     found: list[Problem] = []
-    collect(found, partial(prompted, every=True), rows, prompts)
+    collect(found, prompted, rows, prompts, every=True, answers=answers)
     problems.extend(dict.fromkeys(found))

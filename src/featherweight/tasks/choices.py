@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.tasks.modes import inner
-from featherweight.tasks.ranked import COUNT, Ranked, answer_width
+from featherweight.tasks.ranked import COUNT, Ranked, answer_width, unanswered
 from featherweight.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -143,8 +143,7 @@ class Choices(Ranked, Task):
     def fit(self, examples: Sequence[Example]) -> Self:
         if not (self.language or self.unlikelihood or self.normalized):
             raise InputError(Problem("every loss has weight 0", "task", "language, unlikelihood or normalized above 0"))
-        raise_all(Problem("no answer in a training row", e.where, "a label") for e in examples if e.label is None)
-        raise_all(self.check(examples))
+        raise_all([*unanswered(examples), *self.check(examples)])
         return self
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from featherweight.core.errors import Problem, raise_all
-from featherweight.tasks.ranked import COUNT, Ranked
+from featherweight.tasks.ranked import COUNT, Ranked, unanswered
 from featherweight.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ class MultipleChoice(Ranked, Task):
     best: ClassVar[tuple[str, bool]] = ("accuracy", True)
 
     def fit(self, examples: Sequence[Example]) -> Self:
-        raise_all(Problem("no answer in a training row", e.where, "a label") for e in examples if e.label is None)
-        raise_all(self.check(examples))
+        raise_all([*unanswered(examples), *self.check(examples)])
         return self
 
     def check(self, examples: Sequence[Example]) -> list[Problem]:
