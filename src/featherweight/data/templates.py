@@ -57,7 +57,7 @@ def prompted(
     }
     for rows in made.values():
         collect(problems, examples, rows, fitting(rows, SHAPE))
-    raise_all(problems)
+    raise_all(dict.fromkeys(problems))
     labelled = any(not missing(row.fields["label"]) for row in made.get("train") or next(iter(made.values())))
     shape = Shape(SHAPE.name, SHAPE.columns, labelled)
     notes = tuple(f"prompt templates of {one.name}: {listed(list(one.templates))}" for one in sets)

@@ -42,7 +42,8 @@ def unscored(data: Any, loaded: Data, held: Mapping[str, Any], answered: Sequenc
     """Why there is nothing to evaluate on: no such split, or no answers in it."""
     first = [row.fields.items() for rows in held.values() for row in rows[:1]]
     seen = listed(list(dict.fromkeys(str(key) for fields in first for key, value in fields if value not in (None, ""))))
-    where = os.fspath(data) if isinstance(data, str | Path) else loaded.name or "data"
+    named = [row.where.rpartition(":")[0] for rows in held.values() for row in rows[:1]]
+    where = os.fspath(data) if isinstance(data, str | Path) else next(iter(named), loaded.name)
     if split and split not in held:
         return Problem("no such split", f"{where}: split {split!r}", f"one of {listed(answered)}", listed(list(held)))
     part = f"{where}: split {split!r}" if split else where
