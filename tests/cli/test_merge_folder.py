@@ -129,3 +129,5 @@ def test_peak_memory_is_that_of_a_host(tmp_path: Path) -> None:
         assert base == out
     assert 2 * base > 35 * largest
     assert max(peaks) < 8 * largest, peaks
+    planned = fw.plan(tmp_path / "float32" / "base", fw.LoRA(rank=2, targets="linear"), length=8).peaks["merge"]
+    assert all(0.85 < peak / planned < 1.25 for peak in peaks), (peaks, planned)

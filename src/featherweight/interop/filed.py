@@ -37,6 +37,7 @@ class Source:
     kept: bool = True
     pick: "Callable[[int], Source] | None" = None  # one of a stack's tensors, where it is had without the others
     kind: torch.dtype | None = None  # what it is in its file, where that is something else
+    uncast: "Source | None" = None  # the same in another dtype
 
     @property
     def stored(self) -> torch.dtype:
@@ -107,6 +108,12 @@ def read(filed: Filed) -> Tensor:
     return filed.source.read()
 
 
+def near(tensor: Tensor, kind: torch.dtype) -> Tensor:
+    """A tensor as it is before it is cast, where it has this dtype there: what goes back into a file as it came."""
+    before = tensor.source.uncast if isinstance(tensor, Filed) else None
+    return Filed(before) if before is not None and before.like.dtype is kind else tensor
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor in memory."""
     return read(tensor) if isinstance(tensor, Filed) else tensor
@@ -129,7 +136,8 @@ def moved(func: Any, args: Any, kwargs: Any) -> Any:
     likes = run(lambda t: t.source.like, {"device": "meta"} if "device" in kwargs else {})
     kind = reduce(torch.promote_types, (t.source.stored for t in tree_flatten(args)[0] if isinstance(t, Filed)))
     if isinstance(likes, Tensor):
-        return Filed(Source(lambda: run(read, {}), likes, pick=picking(func, args, kwargs), kind=kind))
+        uncast = args[0].source if func is aten._to_copy.default else None
+        return Filed(Source(lambda: run(read, {}), likes, pick=picking(func, args, kwargs), kind=kind, uncast=uncast))
     return tuple(Filed(Source(partial(part, i), like, kept=False, kind=kind)) for i, like in enumerate(likes))
 
 

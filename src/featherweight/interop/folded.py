@@ -19,7 +19,7 @@ from featherweight.core.base import read
 from featherweight.core.encoded import encoded, identity, like, names
 from featherweight.core.host import base_modules, frozen_class
 from featherweight.core.merge import Rewritten, checked, folded, on_untie, sharers, untie
-from featherweight.interop.filed import Filed, Source, whole
+from featherweight.interop.filed import Filed, Source, near, whole
 from featherweight.interop.rounding import Rounding, name_of, rounded
 from featherweight.interop.shards import LARGEST, Due, write
 
@@ -74,11 +74,11 @@ def tensors(model: Any, new: set[tuple[int, str]], rounding: Rounding) -> Iterat
         if own in seen:
             continue
         seen.add(own)
-        make: Callable[[], Tensor] = lambda m=module, n=name: whole(read(m, n))  # type: ignore[misc]  # noqa: E731
-        if (id(module), name) in new:
-            make = lambda p=path, m=module, n=name: merged(p, m, n)  # type: ignore[misc]  # noqa: E731
         now = like(module, name)
         kind = rounding.dtype(key, now.dtype)
+        make: Callable[[], Tensor] = lambda m=module, n=name, k=kind: whole(near(read(m, n), k))  # type: ignore[misc]  # noqa: E731
+        if (id(module), name) in new:
+            make = lambda p=path, m=module, n=name: merged(p, m, n)  # type: ignore[misc]  # noqa: E731
         last_step = partial(once, key, make, kind)
         yield key, Filed(Source(last_step, torch.empty(now.shape, dtype=kind, device="meta"), kept=False))
 

@@ -111,8 +111,8 @@ def planned(about: facts.Subject, method: Method | None, scheme: Any, chosen: Se
     seen = trace(model, jobs(wanted, method, chosen, batch))
     step, answer = seen.get("train", NOTHING), seen["answer"]
     peaks["generate" if wanted.generates else "predict"] = round(sum(answer.peak.values()))
-    if "merge" in seen:
-        peaks["merge"] = round(sum(seen["merge"].peak.values()))
+    if method is not None and method.mergeable:
+        peaks["merge"] = merge_bytes(about, method, found)
     return Plan(
         model=name_of(about.config), method=method, scheme=found, task=wanted, batch=chosen.batch, length=about.length,
         precision=chosen.precision, trainable=counts.trainable, total=counts.total, adapter_bytes=size,
@@ -134,13 +134,18 @@ def train_bytes(about: facts.Subject, method: Method, scheme: Any, chosen: Setti
     return sum(whole(found["train"].peak).values())
 
 
+def merge_bytes(about: facts.Subject, method: Method, scheme: Recipe | None) -> int:
+    """The peak of `fw merge`, which adds in float32 whatever the run's precision."""
+    stored = dtype_of(str(getattr(about.config, "dtype", None) or "fp32").removeprefix("torch."))
+    found = trace(made(about, method, scheme, "fp32"), {"merge": verbs.merging(stored)})
+    return round(sum(found["merge"].peak.values()))
+
+
 def jobs(task: Task, method: Method | None, chosen: Settings, batch: Mapping[str, Any]) -> dict[str, Job]:
-    """What is traced: answering, and with a method a step of training and the merge where it can be merged."""
+    """What is traced: answering, and with a method a step of training."""
     found: dict[str, Job] = {}
     if method is not None:
         found["train"] = training_step(task, chosen, batch)
-        if method.mergeable:
-            found["merge"] = verbs.merging
     return found | {"answer": verbs.answering(task, batch)}
 
 

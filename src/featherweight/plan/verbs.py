@@ -1,6 +1,7 @@
 """The other peaks: loading, quantizing, writing on, merging and saving; and a step in earnest where time is wanted."""
 
 import gc
+from collections import Counter
 from collections.abc import Mapping
 from statistics import median
 from time import perf_counter
@@ -12,12 +13,14 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from featherweight.core import state as core
+from featherweight.core.encoded import encoded
 from featherweight.core.errors import InputError, Problem
-from featherweight.core.merge import checked
+from featherweight.core.host import base_modules
+from featherweight.core.merge import Rewritten, checked
 from featherweight.core.switch import switch_of
 from featherweight.plan import shell
 from featherweight.plan.live import Live
-from featherweight.plan.traced import Job
+from featherweight.plan.traced import BASE, Job
 from featherweight.plan.training import arithmetic, expect, placed
 from featherweight.tasks import Task
 from featherweight.tasks.heads import INPUTS
@@ -111,12 +114,39 @@ def tensors_of(cache: Any) -> list[torch.Tensor]:
     ]
 
 
-def merging(model: nn.Module, live: Live, marks: dict[str, Any]) -> None:
-    """What merging holds at once: the weights that the adapters rewrite of one host, beside the model."""
-    sizes = [0]
-    live.restart()
-    checked(model, lambda found: sizes.append(sum(W.numel() * W.element_size() for _, _, W in found)))
-    marks["resting"] = {"folded": float(max(sizes))}
+def merging(stored: torch.dtype) -> Job:
+    """`fw merge`: the base stays in its file (`interop/filed.py`), but for codes; the weights of a host are read, in
+    float32, merged and checked, one host after the other; then tensor after tensor is written, in `stored`, the file's
+    dtype.
+    """
+
+    def merged(model: nn.Module, live: Live, marks: dict[str, Any]) -> None:
+        filed = {id(t): t for _, m in base_modules(model) for t in own(m)}
+        live.forget(filed.values())
+        reads: Counter[int] = Counter()
+
+        def see(found: Rewritten) -> None:
+            for host, name, W in found:
+                reads[id(host)] += 0 if name in encoded(host) else W.numel() * W.element_size()
+
+        checked(model, see)
+        with live.tagged(BASE):
+            host = torch.empty(max(reads.values(), default=0), dtype=torch.uint8)
+            live.restart()
+            checked(model)
+            del host
+            largest = max((t.numel() for t in filed.values()), default=0)
+            torch.empty(largest, dtype=stored)
+        marks["resting"] = {}
+
+    return merged
+
+
+def own(module: nn.Module) -> list[torch.Tensor]:
+    """A module's tensors that are no codes."""
+    codes = {id(t) for e in encoded(module).values() for t in e.kept}
+    held = (*module._parameters.values(), *module._buffers.values())
+    return [t for t in held if t is not None and id(t) not in codes]
 
 
 def peaks(model: nn.Module, quantized: bool) -> dict[str, int]:
