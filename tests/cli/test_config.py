@@ -141,3 +141,13 @@ def test_five_typos_of_every_key_are_put_right():
     print(f"{right} of {total} typos put right")
     assert total > 200
     assert right / total >= 0.95
+
+
+def test_adapters_to_work_over_as_pairs_and_as_a_table(tmp_path):
+    line = ["--model", "m", "--data", "d.csv", "--method", "fusion", "--method.of", "my-a,b"]
+    assert read_config([*line, "--over", "my-a=out/a,b=out/b"]).over == {"my-a": "out/a", "b": "out/b"}
+    file = tmp_path / "run.toml"
+    file.write_text('model = "m"\ndata = "d.csv"\n\n[over]\nmy-a = "out/a"\nb = "out/b"\n')
+    assert read_config([str(file), "--over.b", "out/c"]).over == {"my-a": "out/a", "b": "out/c"}
+    with pytest.raises(InputError, match=r"--over: not a pair; expected ours=theirs; got 'a'"):
+        read_config([*line, "--over", "a"])

@@ -94,6 +94,7 @@ def load(
     with steady(), undone(model, name), quiet_chance(model):
         check_base(model, stored, strict_base)
         method, head = meant(model, stored)
+        parts(model, stored.folder, method, strict_base)
         if replace:
             still = "replacing keeps the stack and the marks"
             raise_all(
@@ -106,6 +107,13 @@ def load(
         tensors = without_copies(model, used(stored), entries, str(stored.folder / WEIGHTS))
         load_state(model, name, unpacked(entries, tensors, WEIGHTS), give=not replace)
     return model
+
+
+def parts(model: nn.Module, folder: Path, method: Method, strict_base: bool) -> None:
+    """Load the adapters that the method works over, where they lie beside it and are not attached yet."""
+    for name in method.needs:
+        if name not in switch_of(model).attached and (folder / name / CONFIG).is_file():
+            load(model, folder / name, name, strict_base=strict_base)
 
 
 def used(stored: Stored) -> Mapping[str, Tensor]:
@@ -152,12 +160,14 @@ def note_unknown(config: Mapping[str, Any], known: tuple[str, ...], where: str) 
 def undone(model: nn.Module, name: str) -> Iterator[None]:
     """On an error take the adapter off again and put back what was active."""
     before = switch_of(model)
-    taken, active = name in before.attached, before.active
+    taken, active = set(before.attached), before.active
     try:
         yield
     except BaseException:
-        if not taken and name in switch_of(model).attached:
-            detach(model, name)
+        new = [n for n in reversed(switch_of(model).attached) if n not in taken]
+        for each in new:
+            detach(model, each)
+        if new:
             switch(model, active)
         raise
 

@@ -15,6 +15,7 @@ from featherweight.cli.toml_file import TABLES, read_toml
 from featherweight.cli.value import Value, fitted
 from featherweight.core.errors import InputError, Problem, did_you_mean, raise_all
 
+PAIRS = ("columns", "over")  # keys whose value is pairs, ours=theirs, or a table of them
 NOUNS = ("method", "task", "quantize")  # keys whose value names a noun and whose entries are its fields
 
 
@@ -31,6 +32,7 @@ class RunConfig:
     name: str = "default"
     start: str | None = None  # --from: the adapter to go on with
     columns: dict[str, str] | None = None
+    over: dict[str, str] | None = None  # adapters that the method works over
     recipe: str | None = None
     template: str | None = None
     seeds: tuple[int, ...] = ()
@@ -63,7 +65,7 @@ def read_config(tokens: Sequence[str]) -> RunConfig:
     return RunConfig(
         model=made.get("model"), data=made.get("data"), output=made.get("output") or default_output(made["data"]),
         task=task, method=method, quantize=quantize, name=made.get("name", "default"), start=made.get("from"),
-        columns=columns(made), recipe=made.get("recipe"), template=made.get("template"),
+        columns=columns(made), over=columns(made, "over"), recipe=made.get("recipe"), template=made.get("template"),
         seeds=seeds, limit=limit, settings=settings, origins={k: v.where for k, v in values.items()},
     )  # fmt: skip
 
@@ -91,7 +93,7 @@ def checked(
     made: dict[str, Any] = {}
     for key, value in values.items():
         if "." in key and key.split(".")[0] in tables:
-            if key.startswith("columns."):
+            if key.startswith(tuple(f"{name}." for name in PAIRS)):
                 made[key] = str(value.raw)
             continue
         if key not in keys:
@@ -141,18 +143,18 @@ def together(settings: dict[str, Any], values: Mapping[str, Value]) -> list[Prob
     return []
 
 
-def columns(made: Mapping[str, Any]) -> dict[str, str] | None:
+def columns(made: Mapping[str, Any], key: str = "columns") -> dict[str, str] | None:
     """text=review,label=stars, or the table of the file; flags for single columns go over it."""
-    given = made.get("columns") or {}
+    given = made.get(key) or {}
     if isinstance(given, str):
-        given = read_columns(given)
-    return {**given, **{k.split(".", 1)[1]: v for k, v in made.items() if k.startswith("columns.")}} or None
+        given = read_columns(given, f"--{key}")
+    return {**given, **{k.split(".", 1)[1]: v for k, v in made.items() if k.startswith(f"{key}.")}} or None
 
 
-def read_columns(text: str) -> dict[str, str]:
+def read_columns(text: str, flag: str = "--columns") -> dict[str, str]:
     """`text=review,label=stars` as a mapping. Raises InputError where a pair has no =."""
     pairs = [pair.partition("=") for pair in text.split(",") if pair]
-    raise_all(Problem("not a pair", "--columns", "ours=theirs", repr("".join(p))) for p in pairs if not (p[1] and p[2]))
+    raise_all(Problem("not a pair", flag, "ours=theirs", repr("".join(p))) for p in pairs if not (p[1] and p[2]))
     return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 

@@ -22,7 +22,7 @@ MORE = (
     Key("rows", int, None, "At most so many rows to answer for a task, drawn once (default: all)."),
     Key("submit", str, None, "Answer the unlabelled rows of this file of each task too, for RAFT's leaderboard."),
 )
-NOT_HERE = ("data", "columns", "template", "seed", "name", "limit")  # the suite decides them
+NOT_HERE = ("data", "columns", "template", "seed", "name", "limit", "over")  # the suite decides them
 
 
 def command(*words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Shown:

@@ -8,6 +8,8 @@ from featherweight.cli.schema import Key, is_field, switches
 from featherweight.cli.value import Value
 from featherweight.core.errors import Problem
 
+OPEN = ("columns.", "over.")  # tables whose entries are the user's own names
+
 
 def read_flags(tokens: Sequence[str], keys: Mapping[str, Key]) -> tuple[Path | None, list[Value], list[Problem]]:
     """The configuration file (the one word that is no flag), the values, and what is wrong with the line itself."""
@@ -49,14 +51,15 @@ def one(word: str, rest: list[str], keys: Mapping[str, Key]) -> Value | Problem:
 
 def known(key: str, keys: Mapping[str, Key]) -> bool:
     """Whether a key, or the entry of a table, is one that takes a value; misspelt ones get a did-you-mean later."""
-    return key in keys or key.startswith("columns.") or key.endswith((".type", ".targets", ".skip")) or is_field(key)
+    entry = key.startswith(OPEN) or key.endswith((".type", ".targets", ".skip"))
+    return key in keys or entry or is_field(key)
 
 
 def normal(key: str) -> str:
     """`Method.rank-pattern` and `method.rank_pattern` are one key; the entries of a table keep their spelling."""
     head, dot, entry = key.partition(".")
     head = head.replace("-", "_")
-    return head + dot + (entry if head == "columns" else entry.replace("-", "_"))
+    return head + dot + (entry if f"{head}." in OPEN else entry.replace("-", "_"))
 
 
 def is_switch(kind: Any) -> bool:

@@ -27,6 +27,8 @@ OWN = (
     Key("output", str, None, "The folder of the run (default: out/<name of the data>)."),
     Key("name", str, "default", "The adapter's name."),
     Key("from", str, None, "Go on training this adapter; its base is the model."),
+    Key("over", str | dict[str, str], None,
+        "Adapters to load first, which the method works over (Fusion): a=out/a,b=out/b."),
     Key("columns", str | dict[str, str], None, "Which column is what: text=review,label=stars."),
     Key("recipe", str, None, "Train as published, by one word: tfew. What else is given goes over it."),
     Key("template", str, None, "Prompt templates that write the rows: a set, one of it (`fw templates`), a folder."),

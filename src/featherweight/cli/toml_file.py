@@ -14,6 +14,7 @@ TABLES = (
     "task",
     "quantize",
     "columns",
+    "over",
 )  # the keys that may be tables; their entries are written `method.rank`
 HEADER = re.compile(r"^\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")
 ENTRY = re.compile(r"""^\s*((?:"[^"]*"|'[^']*'|[\w-]+)(?:\s*\.\s*(?:"[^"]*"|'[^']*'|[\w-]+))*)\s*=""")

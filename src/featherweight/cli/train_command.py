@@ -82,7 +82,8 @@ def options(config: RunConfig) -> dict[str, Any]:
     method = config.method if config.start is not None else method_of(config)
     return {
         "method": method, "name": config.name, "columns": config.columns, "start": config.start,
-        "quantize": config.quantize, "recipe": config.recipe, "template": config.template, **config.settings,
+        "quantize": config.quantize, "recipe": config.recipe, "template": config.template, "over": config.over,
+        **config.settings,
     }  # fmt: skip
 
 

@@ -29,6 +29,11 @@ class Method(Noun):
     lr: ClassVar[float] = 1e-3  # default learning rate with AdamW
     lr_source: ClassVar[str] = ""
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The names of the adapters that it works over: attached before it, and saved and loaded with it."""
+        return ()
+
     def hosts(self, model: nn.Module) -> Sequence[Site]:
         """Where it sits. Raises InputError when that is nowhere, listing what is there."""
         raise NotImplementedError(f"{type(self).__name__} must say where it sits")

@@ -6,11 +6,12 @@ The places, what they read (x) and where they add are those of the fused adapter
 output in Houlsby's places, the normalized sum in Pfeiffer's. Q, K (d, d) with bias, V (d, d) without: 3 d² + 2 d
 parameters per place, the only ones that train. V starts at the identity (1e-6 beside the diagonal), Q and K at
 N(0, 0.02), and λ Σ (I − V)² holds V there. Not the identity at the start: it turns the mean of the adapters on. Cannot
-be merged. The adapters in `of` stay as trained; attach or load them first, also before loading a fusion of them.
+be merged. The adapters in `of` stay as trained: attach or load them first (in a run `over`: --over a=FOLDER,b=FOLDER).
+Training saves them beside the fusion, in folders of their names, and loading it loads them.
 Source: Pfeiffer et al. 2020, "AdapterFusion: non-destructive task composition", arXiv:2005.00247.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -41,10 +42,14 @@ class Fusion(Method):
     lr: ClassVar[float] = 5e-5
     lr_source: ClassVar[str] = "Pfeiffer et al. 2020: 5e-5, 10 epochs (unverified)"
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return self.of
+
     def hosts(self, model: nn.Module) -> Sequence[Site]:
         attached = switch_of(model).attached
         raise_all(
-            Problem("no adapter of this name to fuse", "method.of", got=repr(n), fix=did_you_mean(n, attached))
+            Problem("no adapter of this name to fuse", "method.of", got=repr(n), fix=absent(n, attached))
             for n in self.of
             if n not in attached
         )
@@ -68,6 +73,11 @@ class Fusion(Method):
         values = [a.value.weight for a in adapters.values() if isinstance(a, Mixed)]
         drift = [(V - torch.eye(len(V), dtype=V.dtype, device=V.device)).square().sum() for V in values]
         return self.regularization * torch.stack(drift).sum() if self.regularization else None
+
+
+def absent(name: str, attached: Mapping[str, Any]) -> str:
+    """The way to an adapter that is not there."""
+    return did_you_mean(name, attached) if attached else f"load it first: fw.load, or over={name}=FOLDER in training"
 
 
 class Fused(Site):

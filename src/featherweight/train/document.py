@@ -20,11 +20,12 @@ MEMORY = "rows in memory"
 
 
 def origin(model: Any, data: Any, output: Path | None, name: str, columns: Any, start: Any,
-           recipe: RunRecipe | None = None, template: str | None = None) -> Form:  # fmt: skip
+           recipe: RunRecipe | None = None, template: str | None = None, over: Any = None) -> Form:  # fmt: skip
     """What was given, by the names of the command line; None where it has no name there (a live model)."""
     return {
         "model": pathlike(model), "from": pathlike(start), "data": recorded(data), "output": pathlike(output),
         "name": name, "columns": mapping(columns) or None,
+        "over": {each: os.fspath(folder) for each, folder in (over or {}).items()} or None,
         "recipe": None if recipe is None else type(recipe).__name__.lower(), "template": template,
     }  # fmt: skip
 

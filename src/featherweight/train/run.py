@@ -1,6 +1,7 @@
 """`fw.train`: the verb."""
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -8,7 +9,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import featherweight.interop
 import featherweight.kernels  # noqa: F401  # registered before the first step, or that one alone would run without them
@@ -56,7 +58,7 @@ class Run:
 def train(model: Any, data: Any, task: Task | None = None, *, output: str | os.PathLike[str] | None = None,
           method: Method | None = None, name: str = "default", tokenizer: Any = None, columns: Any = None,
           start: str | os.PathLike[str] | None = None, quantize: Any = None, recipe: RunRecipe | str | None = None,
-          template: str | None = None, **values: Any) -> Run:  # fmt: skip
+          template: str | None = None, over: Mapping[str, Any] | None = None, **values: Any) -> Run:  # fmt: skip
     """Train the active, marked adapters of `model` on `data`; the base stays as it is.
 
     model: a live model, or a path or hub name to load for the task (then `method` says what to attach).
@@ -68,7 +70,7 @@ def train(model: Any, data: Any, task: Task | None = None, *, output: str | os.P
     quantize: number format of a base loaded here: a scheme, its name, its form in a file; "none" undoes the `start`'s.
     recipe: "tfew": settings, method and task by one word, for all that is not given here.
     template: prompt templates that write the rows: "rte" (all of the set), "rte/guarantee", a folder of one's own.
-    values: every field of `Settings`.
+    over: adapters (name -> folder) that the method works over, a Fusion's. values: every field of `Settings`.
 
     A dev split is evaluated; the model is left in eval mode with the best evaluated weights, else the last. Raises
     InputError for wrong input, Stopped after a signal (the step is saved), NoGradient, NotFinite and CheckpointError.
@@ -80,7 +82,7 @@ def train(model: Any, data: Any, task: Task | None = None, *, output: str | os.P
     folder = None if output is None else Path(output)
     if chosen.resume and folder is None:
         raise InputError(Problem("there is nothing to resume without an output folder", "resume", fix="give output"))
-    given = origin(model, data, folder, name, columns, start, followed, template) | {"quantize": spelt(quantize)}
+    given = origin(model, data, folder, name, columns, start, followed, template, over) | {"quantize": spelt(quantize)}
     with ExitStack() as stack:
         if folder is not None and place.main:
             stack.enter_context(claim(folder, chosen.resume))
@@ -100,6 +102,7 @@ def go(model: Any, data: Any, task: Task | None, folder: Path | None, method: Me
     """Set up, train, and leave everything in its place."""
     stuff = setup.material(data, task, model, columns, say.say)
     live = setup.base(model, stuff.task, chosen, given["quantize"]).to(place.device)
+    setup.beneath(live, given["over"] or {})
     words = tokenizer_of(live, tokenizer)
     length, pad = setup.limits(live, stuff.task, words, chosen)
     rows = setup.encoded(stuff.task, stuff.train, words, length, stop.check)
@@ -143,12 +146,26 @@ def identify(model: nn.Module, stuff: setup.Material, feed: Feed, dev: Any, trai
         "steps": total,
         "task": stuff.task.to_dict(),
         "method": {name: portable(method, model).to_dict() for name, (method, _) in trained.items()},
+        **beneath(model, trained),
         "quantize": [recipe.to_dict() for recipe in recipes(model)],
         "rows": len(feed.rows),
         "data": hash_rows(feed.rows),
         "dev": hash_rows(dev.rows) if dev is not None else None,
         "base": base_digest(model, trained),
     }
+
+
+def beneath(model: nn.Module, trained: Trained) -> dict[str, Any]:
+    """Says which adapters the trained ones work over; nothing where they need none."""
+    names = dict.fromkeys(name for method, _ in trained.values() for name in method.needs)
+    return {"over": {name: digest(state(model, name)) for name in names}} if names else {}
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    found = sha256()
+    for key, tensor in sorted(tensors.items()):
+        found.update(key.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def base_digest(model: nn.Module, trained: Trained) -> str:
@@ -193,6 +210,8 @@ def finish(loop: Loop, run: Run, trained: Trained, tokenizer: Any, form: dict[st
     folder = run.output
     for position, name in enumerate(n for n, (method, _) in trained.items() if method.lasting):
         save(loop.model, folder if position == 0 else folder / name, name, durable=True)
+    for name in dict.fromkeys(n for method, _ in trained.values() for n in method.needs if n not in trained):
+        save(loop.model, folder / name, name, durable=True)
     tokenizer.save_pretrained(folder)
     p, best = loop.progress, None
     if loop.dev is not None and p.best_step is not None:
