@@ -100,6 +100,18 @@ def test_missing(path: str, says: str) -> None:
         load_base(path, TASK)
 
 
+def test_a_task_that_the_architecture_cannot_do(tmp_path: Path, bert: Path) -> None:
+    """It is not the folder's fault: the tasks over the same rows that it can do are named."""
+    import featherweight as fw
+
+    tiny("t5").save_pretrained(tmp_path / "t5")
+    said = r"t5: the model cannot do Choices; expected a decoder; got t5; of the tasks .* do .*seq2seqchoices"
+    with pytest.raises(InputError, match=said):
+        load_base(tmp_path / "t5", fw.Choices())
+    with pytest.raises(InputError, match=r"cannot do Seq2Seq; expected an encoder-decoder; got bert; .*causallm"):
+        load_base(bert, fw.Seq2Seq())
+
+
 def test_a_checkpoint_of_another_model(bert: Path, tmp_path: Path) -> None:
     folder = copied(bert, tmp_path / "m")
     form = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 3}

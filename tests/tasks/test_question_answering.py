@@ -174,6 +174,8 @@ def test_none_is_answered_above_the_threshold():
 def test_what_does_not_fit_is_refused(minilm_tokenizer):
     with pytest.raises(InputError, match="f:3: a row without an answer"):
         fw.QuestionAnswering().check(ROWS) and fw.QuestionAnswering().encode_all(ROWS, minilm_tokenizer, None)
+    with pytest.raises(InputError, match=r"^f: no row has a context; expected columns question, context, answers"):
+        fw.QuestionAnswering().fit([Example(f"f:{i}", "Who?", label=((0, "A"),)) for i in range(9)])
     with pytest.raises(InputError, match="f:9: a question without a context"):
         fw.QuestionAnswering().ask([Example("f:9", "Where?")], minilm_tokenizer, None)
     assert fw.QuestionAnswering().fit(ROWS).empty is True

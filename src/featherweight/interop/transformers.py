@@ -70,6 +70,7 @@ def pretrained(
     with refusing(path), quiet():
         config, rest = streamed.config_of(path, given)
     auto = architecture(config, path) if task is None else getattr(transformers, task.auto)
+    raise_all(unsuited(auto, config, task, path))
     streamed.check(path, config, recipes)
     kind = streamed.dtype_of_file(path) if dtype == "auto" else dtype_of(dtype)
     always = {"dtype": kind, "trust_remote_code": False, "use_safetensors": True}
@@ -88,6 +89,29 @@ def architecture(config: Any, path: str | os.PathLike[str]) -> Any:
     if not names or not hasattr(transformers, names[0]):
         raise InputError(Problem("config.json names no architecture", str(path), got=repr(names), fix="give a task"))
     return getattr(transformers, names[0])
+
+
+KINDS = {
+    "AutoModelForCausalLM": "a decoder",
+    "AutoModelForSeq2SeqLM": "an encoder-decoder",
+    "AutoModelForMaskedLM": "a masked language model",
+}
+
+
+def unsuited(auto: Any, config: Any, task: Any, path: str | os.PathLike[str]) -> list[Problem]:
+    """A model whose architecture has no class for the task: say which tasks over such rows it has one for."""
+    import transformers
+
+    def knows(name: str) -> bool:
+        return bool(name) and type(config) in getattr(getattr(transformers, name), "_model_mapping", {})
+
+    if not hasattr(auto, "_model_mapping") or knows(auto.__name__):
+        return []
+    tasks, shapes = getattr(type(task), "known", {}), set(getattr(task, "shapes", ()))
+    others = sorted(n for n, kind in tasks.items() if shapes & set(kind.shapes) and knows(kind.auto))
+    fix = f"of the tasks over such rows it can do {listed(others)}" if others else "take another model"
+    want = KINDS.get(auto.__name__, f"one that {auto.__name__} has a class for")
+    return [Problem(f"the model cannot do {type(task).__name__}", str(path), want, config.model_type, fix)]
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Any:

@@ -24,6 +24,6 @@ def ordered(names: Iterable[str]) -> tuple[str, ...]:
 
 def unseen(name: str, labels: Sequence[str], where: str) -> Problem:
     """The problem of a label that the training data did not have."""
-    return Problem(
-        "label unseen in training", where, f"one of {listed(labels)}", repr(name), did_you_mean(name, labels)
-    )
+    near = did_you_mean(name, labels)
+    fix = "" if near.startswith("choose") else near  # they are all named already
+    return Problem("label unseen in training", where, f"one of {listed(labels)}", repr(name), fix)

@@ -62,6 +62,10 @@ class QuestionAnswering(Task):
 
     def check(self, examples: Sequence[Example]) -> list[Problem]:
         found = [Problem("a question without a context", e.where, "both") for e in examples if not e.pair]
+        if len(found) == len(examples) > 1:
+            fix = "name them: --columns text=…,text_pair=…,answers=…"
+            file, want = found[0].where.rpartition(":")[0], "columns question, context, answers"
+            found = [Problem("no row has a context", file, want, fix=fix)]
         if not self.empty:
             fix = "train on rows without an answer, or with task.empty"
             found += [Problem("a row without an answer", e.where, "one, as in every row of training", fix=fix)
