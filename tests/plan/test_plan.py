@@ -160,6 +160,20 @@ def test_labels_of_the_data_decide_the_head(data_dir: Path) -> None:
     assert made.trainable == 3 * 64
 
 
+def test_virtual_tokens_leave_rows_fewer_learned_positions(data_dir: Path) -> None:
+    """As training would: rows are cut to what is left, a length beyond that is refused, and so is a prompt of all."""
+    config = hf.GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=128)
+    assert fw.plan(config, fw.LoRA(), batch=1).length == 128
+    made = fw.plan(config, fw.Prompt(tokens=100), batch=1)
+    assert (made.length, made.tokens) == (28, 28)
+    with pytest.raises(InputError, match=r"1 to 28: 128 positions less 100 virtual tokens.*64"):
+        fw.plan(config, fw.Prompt(tokens=100), batch=1, length=64)
+    with pytest.raises(InputError, match="leave no position for the text"):
+        fw.plan(config, fw.Prompt(tokens=128), batch=1)
+    path = data_dir / "stories260k" / "hf"  # a rotation goes on
+    assert fw.plan(path, fw.Prompt(tokens=1000), batch=1, length=64).length == 64
+
+
 def test_an_unknown_architecture_is_never_guessed(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "lama", "hidden_size": 32}))
     with pytest.raises(InputError, match=r"modules cannot be seen.*llama"):

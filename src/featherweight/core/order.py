@@ -25,6 +25,7 @@ class Frame:
     cut: bool  # whether what comes out is cut back to the input's length
     offset: int  # of position ids: RoBERTa counts from padding_idx + 1
     rigid: bool = False  # cannot be told positions: rows have equally many tokens
+    places: int | None = None  # positions in its learned table: a place beyond them has no vector
 
 
 @dataclass

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from featherweight.core.adapter import Adapter
 from featherweight.core.anatomy import find_blocks
 from featherweight.core.base import Base
-from featherweight.core.errors import InputError, Problem
+from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.core.host import base_modules, frozen_class
 from featherweight.core.order import (
     Batch,
@@ -38,6 +38,7 @@ from featherweight.core.order import (
     returned,
     standing_before,
 )
+from featherweight.core.room import beyond, places
 from featherweight.core.rows import Plan, nest
 from featherweight.core.site import Site
 
@@ -124,6 +125,7 @@ def frame(site: Site) -> Frame:
         cut=not encodes(host) or site.role == "across",
         offset=pads[0] + 1 if pads else 0,
         rigid=causal and bool(tables) and "position_ids" not in parameters(host),
+        places=places(inner),
     )
 
 
@@ -183,6 +185,7 @@ def lay_out(host: Any, groups: Groups, args: tuple[Any, ...], kwargs: dict[str, 
         raise InputError(Problem(what, type(host).__name__, got=", ".join(map(str, batch.counts))))
     changed, back = arranged(host, batch, shape, seen)
     changed |= across(batch)
+    raise_all(beyond(host, batch, shape, changed.get("position_ids"), seen))
     out = beneath(host, groups, batch.rows)(**given | changed)
     return out if back is None or not shape.cut else cut_back(out, back, batch.rows, batch.most + batch.length)
 

@@ -1,18 +1,24 @@
 """What a config and a data set say before any model is traced: the task, the rows of a step, what an epoch will do."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 from types import SimpleNamespace
 from typing import Any
 
+from torch import nn
+
 from featherweight.core.errors import InputError, Problem
+from featherweight.core.room import taken
 from featherweight.data.collate import collate
 from featherweight.data.types import Encoded
 from featherweight.evaluate.setting import labeled
 from featherweight.tasks import CausalLM, Classification, Seq2Seq, Task
-from featherweight.tasks.check import position_limit
+from featherweight.tasks.check import check_length, position_limit
 from featherweight.train import setup
 from featherweight.train.feed import units
 from featherweight.train.recipes import RunRecipe
@@ -46,12 +52,25 @@ def length_of(config: Any, asked: int | None, default: int) -> int:
 @dataclass(frozen=True, eq=False)
 class Subject:
     """What is planned, whatever the method and the number format: the task as training would have it, rows of at most
-    `length` tokens, and those of the data (None: none are given) as the task encodes them."""
+    `length` tokens, and those of the data (None: none are given) as the task encodes them; `encode` does it again at
+    another length."""
 
     config: Any
     task: Task
     length: int
     rows: list[Encoded] | None = None
+    encode: Callable[[int | None], list[Encoded]] | None = None
+
+    def beside(self, model: nn.Module, chosen: Settings) -> Subject:
+        """With rows that leave the virtual tokens of a model their positions, as training cuts them. Raises InputError
+        for a length that does not, and where nothing is left."""
+        if not taken(model):
+            return self
+        limit = check_length(model, chosen.length)
+        if limit is None or self.length <= limit:
+            return self
+        rows = None if self.encode is None else self.encode(limit)
+        return replace(self, length=limit, rows=rows)
 
     def batch(self, chosen: Settings) -> dict[str, Any]:
         """The tensors of the heaviest step: the longest rows of the data, else rows at full length."""
@@ -93,8 +112,9 @@ def subject(config: Any, source: Any, chosen: Settings, *, task: Task | None = N
     worded = setup.worded(data, template, columns, chosen.seed)
     stuff = setup.material(worded, wanted, SimpleNamespace(config=config), columns, lambda _: None)
     limit = chosen.length and length_of(config, chosen.length, DEFAULT_LENGTH)
-    rows = encoded(stuff, source, limit or positions(config, stuff.task))
-    return Subject(config, stuff.task, max(len(row.input_ids) for row in rows), rows)
+    encode = partial(encoded, stuff, source)
+    rows = encode(limit or positions(config, stuff.task))
+    return Subject(config, stuff.task, max(len(row.input_ids) for row in rows), rows, encode)
 
 
 def encoded(stuff: setup.Material, source: Any, length: int | None) -> list[Encoded]:

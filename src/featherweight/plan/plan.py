@@ -103,8 +103,10 @@ def subject(source: Any, chosen: Settings, **given: Any) -> facts.Subject:
 
 def planned(about: facts.Subject, method: Method | None, scheme: Any, chosen: Settings, probe: bool = False) -> Plan:
     """`plan` of a subject that is read already."""
-    wanted, batch, found = about.task, about.batch(chosen), next(iter(Recipe.of(scheme)), None)
+    wanted, found = about.task, next(iter(Recipe.of(scheme)), None)
     model = made(about, method, found, chosen.precision)
+    about = about.beside(model, chosen)
+    batch = about.batch(chosen)
     counts, block = trainable(model), largest_block(model)
     peaks = verbs.peaks(model, found is not None)
     size = files.adapter_bytes(model) if method is not None else 0
@@ -130,7 +132,8 @@ def planned(about: facts.Subject, method: Method | None, scheme: Any, chosen: Se
 def train_bytes(about: facts.Subject, method: Method, scheme: Any, chosen: Settings) -> int:
     """`planned(...).train_bytes` alone, in a third of the time."""
     model = made(about, method, next(iter(Recipe.of(scheme)), None), chosen.precision)
-    found = trace(model, {"train": jobs(about.task, method, chosen, about.batch(chosen))["train"]})
+    batch = about.beside(model, chosen).batch(chosen)
+    found = trace(model, {"train": jobs(about.task, method, chosen, batch)["train"]})
     return sum(whole(found["train"].peak).values())
 
 

@@ -26,7 +26,20 @@ def check_vocabulary(model: nn.Module, tokenizer: Any) -> None:
 
 
 def position_limit(model: nn.Module) -> int | None:
-    """The longest input in tokens, None where the positions of the model have no end (T5, ALiBi, state spaces)."""
+    """The longest input in tokens, None where the positions of the model have no end (T5, ALiBi, state spaces). Learned
+    positions that virtual tokens take are not the text's; InputError where they leave none.
+    """
+    from featherweight.core.room import taken
+
+    limit, own = stated_limit(model), taken(inner(model))
+    if limit is not None and own >= limit:
+        raise InputError(Problem("virtual tokens leave no position for the text", "method.tokens",
+                                 f"fewer than the {limit} positions of the model", str(own), "take fewer"))  # fmt: skip
+    return None if limit is None else limit - own
+
+
+def stated_limit(model: nn.Module) -> int | None:
+    """How many tokens the model says that it takes."""
     config = getattr(inner(model), "config", None)
     text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
     limit = getattr(text, "max_position_embeddings", None)
@@ -55,12 +68,17 @@ def check_length(model: nn.Module, length: int | None) -> int | None:
 
     Raises InputError for a length that the model has no positions for.
     """
+    from featherweight.core.room import taken
+
     limit = position_limit(model)
     if length is None:
         return limit
     if length < 1 or (limit is not None and length > limit):
-        raise InputError(Problem("no such length", "length", f"1 to {limit}" if limit else "at least 1", str(length),
-                                 "leave it out to use all positions of the model"))  # fmt: skip
+        own = taken(inner(model))
+        beside = f": {limit + own} positions less {own} virtual tokens" if limit and own else ""
+        wanted = f"1 to {limit}{beside}" if limit else "at least 1"
+        fix = "leave it out to use all positions of the model" + (", or take fewer virtual tokens" if beside else "")
+        raise InputError(Problem("no such length", "length", wanted, str(length), fix))
     return length
 
 
