@@ -54,14 +54,28 @@ struct Scratch {
     return data;
   }
 };
-thread_local Scratch scratch, shared;
+thread_local Scratch scratch, scales, shared;
 
 int64_t width(int32_t type) { return type == F32 ? 4 : 2; }
+
+// columns [first, last) of y; coded scales are decoded a few rows at a time, into a buffer that stays in cache
+void columns(Linear a, int64_t first, int64_t last, const void* ready) {
+  void* room = scratch.at_least(size_t(GROUP * a.k * 4));
+  if (!a.scales) return level->linear(a, first, last, room, ready);
+  int64_t step = (4096 * a.block / a.k / GROUP + 1) * GROUP;
+  for (int64_t n = first; n < last; n += step) {
+    int64_t stop = least(n + step, last), begin = n * a.k / a.block, end = (stop * a.k + a.block - 1) / a.block;
+    float* out = static_cast<float*>(scales.at_least(size_t(end - begin) * 4));
+    level->scales(a, out, begin, end);
+    a.scale = out - begin;
+    level->linear(a, n, stop, room, ready);
+  }
+}
 
 }  // namespace
 
 // Changes with every signature here; src/featherweight/kernels/native.py refuses a library of another number.
-API int32_t fw_abi() { return 2; }
+API int32_t fw_abi() { return 3; }
 
 // Levels that this library has and this processor runs: bit 0 scalar, 1 AVX2, 2 AVX-512 with BF16.
 API int32_t fw_levels() {
@@ -105,13 +119,9 @@ API void fw_decode8(const int8_t* codes, const float* scale, void* out, int32_t 
 // map[code] · absmax[i / block] + offset: the scales of doubly quantized blocks.
 API void fw_decode_scales(const uint8_t* codes, const float* map, const float* absmax, const float* offset, float* out,
                           int64_t n, int64_t block, int32_t threads) {
-  float add = *offset;
-  parallel(n, 4096, n * 8, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end;) {
-      float most = absmax[i / block];
-      for (int64_t stop = least(end, (i / block + 1) * block); i < stop; i++) out[i] = map[codes[i]] * most + add;
-    }
-  });
+  Weight w{};
+  w.scales = codes, w.scale_table = map, w.scale_absmax = absmax, w.scale_offset = offset, w.scale_block = block;
+  parallel(n, 4096, n * 8, threads, [&](int64_t begin, int64_t end) { level->scales(w, out + begin, begin, end); });
 }
 
 API void fw_quantize_rows(const void* x, int32_t type, const uint8_t* skip, int8_t* codes, float* scale, int64_t n,
@@ -128,18 +138,20 @@ API void fw_rescale(const int32_t* acc, const float* row, const float* col, cons
   });
 }
 
-// y = x Ŵᵀ + bias + c x Aᵀ Bᵀ; rank 0 leaves the last term out.
-API void fw_linear(const void* x, int32_t type, const void* codes, const float* scale, const float* table,
-                   const float* bias, void* y, int64_t rows, int64_t n, int64_t k, int64_t block, int32_t threads,
-                   const void* A, int32_t A_type, const void* B, int32_t B_type, int64_t rank, float c) {
-  size_t laid_out = level->prepare ? size_t(rows * k * width(type) + 63) / 64 * 64 : 0;
-  char* ready = static_cast<char*>(shared.at_least(laid_out + size_t(rows * rank * 4)));
+// y = x Ŵᵀ + bias + c x Aᵀ Bᵀ
+API void fw_linear(const Weight* w, const Factors* f, float c, const void* x, int32_t type, const void* bias,
+                   int32_t bias_type, void* y, int64_t rows, int32_t threads) {
+  Linear a{};
+  static_cast<Weight&>(a) = *w;
+  if (f) static_cast<Factors&>(a) = *f;
+  a.x = x, a.bias = bias, a.y = y, a.rows = rows, a.type = Type(type), a.bias_type = Type(bias_type), a.c = c;
+  size_t laid_out = level->prepare ? size_t(rows * a.k * width(type) + 63) / 64 * 64 : 0;
+  char* ready = static_cast<char*>(shared.at_least(laid_out + size_t(rows * a.rank * 4)));
   float* low = reinterpret_cast<float*>(ready + laid_out);
-  Linear a{x, codes, scale, table, bias, y, rows, n, k, block, Type(type), A, B, Type(A_type), Type(B_type), rank, c, low};
+  a.low = low;
   if (level->prepare) level->prepare(a, ready);
-  parallel(rank, 1, rank * k * width(A_type), threads,
+  parallel(a.rank, 1, a.rank * a.k * width(a.A_type), threads,
            [&](int64_t first, int64_t last) { level->project(a, low, first, last); });
-  parallel(n, GROUP, n * k / 2 * rows, threads, [&](int64_t first, int64_t last) {
-    level->linear(a, first, last, scratch.at_least(size_t(GROUP * k * 4)), ready);
-  });
+  parallel(a.n, GROUP, a.n * a.k / 2 * rows, threads,
+           [&](int64_t first, int64_t last) { columns(a, first, last, ready); });
 }

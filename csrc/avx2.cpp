@@ -261,7 +261,7 @@ struct Level {
   }
 
   template <Type T>
-  static void dots(const void* w, int64_t count, const void* x, int64_t m, int64_t, int64_t k, float* sums) {
+  static void dots(const void* w, int64_t count, const void* x, int64_t m, int64_t, int64_t k, bool, float* sums) {
     int64_t r = 0;
     for (; r + 4 <= count; r += 4) tile<T, 4>(w, r, x, m, k, sums + r);
     for (; r < count; r++) tile<T, 1>(w, r, x, m, k, sums + r);
@@ -289,7 +289,7 @@ void linear(const Linear& a, int64_t first, int64_t last, void* scratch, const v
   linear_groups<Level>(a, first, last, scratch);
 }
 
-const Kernels KERNELS = {"avx2", encode4, decode4, decode8, quantize_rows, rescale, nullptr, project_plain, linear};
+const Kernels KERNELS = {"avx2", encode4, decode4, scales_plain, decode8, quantize_rows, rescale, nullptr, project_plain, linear};
 
 }  // namespace
 

@@ -139,6 +139,35 @@ void decode4(const uint8_t* codes, const float* absmax, const float* table, void
     (type == F32 ? decode<F32> : decode<BF16>)(codes, absmax, table, out, block, begin, end);
 }
 
+// table[code] of sixteen codes: the table fills sixteen registers, each pair of which answers for 32 codes.
+inline __m512 of_256(__m512i code, const __m512* table) {
+  __m512 found[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) found[i] = _mm512_permutex2var_ps(table[2 * i], code, table[2 * i + 1]);
+#pragma GCC unroll 3
+  for (int half = 4; half; half >>= 1) {
+    __mmask16 high = _mm512_test_epi32_mask(code, _mm512_set1_epi32(32 * half));
+#pragma GCC unroll 4
+    for (int i = 0; i < half; i++) found[i] = _mm512_mask_mov_ps(found[i], high, found[i + half]);
+  }
+  return found[0];
+}
+
+void scales(const Weight& w, float* out, int64_t begin, int64_t end) {
+  __m512 table[16], offset = _mm512_set1_ps(*w.scale_offset);
+  for (int i = 0; i < 16; i++) table[i] = _mm512_loadu_ps(w.scale_table + 16 * i);
+  for (int64_t i = begin; i < end;) {
+    __m512 most = _mm512_set1_ps(w.scale_absmax[i / w.scale_block]);
+    for (int64_t stop = least(end, (i / w.scale_block + 1) * w.scale_block); i < stop;) {
+      __mmask16 m = lanes(stop - i);
+      __m512i code = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(m, w.scales + i));
+      __m512 v = _mm512_add_ps(_mm512_mul_ps(of_256(code, table), most), offset);
+      _mm512_mask_storeu_ps(out + (i - begin), m, v);
+      i += least(16, stop - i);
+    }
+  }
+}
+
 template <Type T>
 void decode_int8(const int8_t* codes, const float* scale, void* out, int64_t block, int64_t begin, int64_t end) {
   int64_t b = begin / block;
@@ -212,7 +241,8 @@ void rescale(const int32_t* acc, const float* row, const float* col, const float
 
 #include "avx512_linear.h"
 
-const Kernels KERNELS = {"avx512", encode4, decode4, decode8, quantize_rows, rescale, prepare, project, linear};
+const Kernels KERNELS = {"avx512", encode4, decode4, scales,  decode8, quantize_rows,
+                         rescale,  prepare, project, linear};
 
 }  // namespace
 

@@ -32,11 +32,12 @@ struct Level {
   }
 
   template <Type T>
-  static void dots(const void* w, int64_t count, const void* x, int64_t m, int64_t rows, int64_t k, float* sums) {
+  static void dots(const void* w, int64_t count, const void* x, int64_t m, int64_t rows, int64_t k, bool ahead,
+                   float* sums) {
     x = at<T>(x, m * k);
-    if (count == GROUP && rows == 3) return tile<T, 3>(w, x, k, sums);
-    if (count == GROUP && rows == 2) return tile<T, 2>(w, x, k, sums);
-    if (count == GROUP) return tile<T, 1>(w, x, k, sums);
+    if (count == GROUP && rows == 3) return tile<T, 3>(w, x, k, ahead, sums);
+    if (count == GROUP && rows == 2) return tile<T, 2>(w, x, k, ahead, sums);
+    if (count == GROUP) return tile<T, 1>(w, x, k, ahead, sums);
     for (int64_t i = 0; i < rows; i++)
       for (int64_t r = 0; r < count; r++) sums[i * GROUP + r] = dot<T>(at<T>(w, r * k), at<T>(x, i * k), k);
   }
@@ -72,7 +73,7 @@ struct Level {
 
   // Every index of `acc` is a constant once unrolled; only then does it live in registers.
   template <Type T, int M>
-  static void tile(const void* w, const void* x, int64_t k, float* sums) {
+  static void tile(const void* w, const void* x, int64_t k, bool ahead, float* sums) {
     __m512 acc[M][GROUP];
 #pragma GCC unroll 8
     for (int j = 0; j < M; j++)
@@ -85,7 +86,9 @@ struct Level {
       for (int j = 0; j < M; j++) v[j] = part<T>(at<T>(x, j * k + i), in);
 #pragma GCC unroll 8
       for (int r = 0; r < GROUP; r++) {
-        __m512i u = part<T>(at<T>(w, r * k + i), in);
+        const void* here = at<T>(w, r * k + i);
+        if (ahead) _mm_prefetch(static_cast<const char*>(here) + GROUP * k * 2, _MM_HINT_T1);
+        __m512i u = part<T>(here, in);
 #pragma GCC unroll 8
         for (int j = 0; j < M; j++) acc[j][r] = product<T>(acc[j][r], u, v[j]);
       }
@@ -108,11 +111,34 @@ struct Level {
   }
 };
 
+// Whether two blocks of codes are looked up at once.
+inline bool pairs(const Linear& a) { return a.block == 64 && a.k % 128 == 0; }
+
 inline bool whole(const Linear& a) { return a.type == BF16 && a.table && a.k % 64 == 0 && a.block % 64 == 0; }
+
+// few rows of x: Ŵ passes through registers; a decoded group of long rows no longer fits the first cache
+inline bool few_of(const Linear& a) { return a.rows <= 4 || (a.rows <= 16 && a.k > 2048); }
+
+// In every 128 elements of x: each first one of four, each second, third, fourth.
+void prepare_pairs(const Linear& a, uint16_t* out) {
+  alignas(64) uint16_t at[2][32];
+  for (int i = 0; i < 32; i++) at[0][i] = uint16_t(i % 16 * 4 + i / 16), at[1][i] = uint16_t(at[0][i] + 2);
+  __m512i first = _mm512_load_si512(at[0]), third = _mm512_load_si512(at[1]);
+  const uint16_t* x = static_cast<const uint16_t*>(a.x);
+  for (int64_t i = 0; i < a.rows * a.k; i += 128)
+    for (int half = 0; half < 2; half++) {
+      __m512i pick = half ? third : first;
+      __m512i u = _mm512_permutex2var_epi16(_mm512_loadu_si512(x + i), pick, _mm512_loadu_si512(x + i + 32));
+      __m512i v = _mm512_permutex2var_epi16(_mm512_loadu_si512(x + i + 64), pick, _mm512_loadu_si512(x + i + 96));
+      _mm512_storeu_si512(out + i + 64 * half, _mm512_shuffle_i64x2(u, v, 0x44));
+      _mm512_storeu_si512(out + i + 64 * half + 32, _mm512_shuffle_i64x2(u, v, 0xee));
+    }
+}
 
 // In every 64 elements of x: the even ones, then the odd ones.
 void prepare(const Linear& a, void* shared) {
   if (!whole(a)) return;
+  if (few_of(a) && pairs(a)) return prepare_pairs(a, static_cast<uint16_t*>(shared));
   alignas(64) uint16_t even[32], odd[32];
   for (int i = 0; i < 32; i++) even[i] = uint16_t(2 * i), odd[i] = uint16_t(2 * i + 1);
   __m512i first = _mm512_load_si512(even), second = _mm512_load_si512(odd);
@@ -230,6 +256,64 @@ void few(const Linear& a, int64_t n, int64_t m) {
   }
 }
 
+// As `few` where `pairs`: 128 codes at a time, a word holds four, and the fifth bit of an index says which block's table.
+template <int R, int M>
+void few_pairs(const Linear& a, int64_t n, int64_t m) {
+  const uint8_t* codes = static_cast<const uint8_t*>(a.codes) + n * a.k / 2;
+  const uint16_t* x = static_cast<const uint16_t*>(a.x) + m * a.k;
+  const float* scale = a.scale + n * (a.k / 64);
+  __m512 table = _mm512_loadu_ps(a.table), acc[R][M];
+  __m512i nibble = _mm512_set1_epi16(15), second = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int j = 0; j < M; j++) acc[r][j] = begin(a, m + j, n + r);
+  for (int64_t i = 0; i < a.k; i += 128) {
+    __m512i v[M][4];
+#pragma GCC unroll 8
+    for (int j = 0; j < M; j++)
+#pragma GCC unroll 4
+      for (int p = 0; p < 4; p++) v[j][p] = _mm512_loadu_si512(x + j * a.k + i + 32 * p);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const uint8_t* q = codes + (r * a.k + i) / 2;
+      const float* s = scale + (r * a.k + i) / 64;
+      _mm_prefetch(reinterpret_cast<const char*>(q + R * a.k), _MM_HINT_T1);  // 2 R rows on
+      __m512 low = _mm512_mul_ps(table, _mm512_set1_ps(s[0])), high = _mm512_mul_ps(table, _mm512_set1_ps(s[1]));
+      __m512i values = (__m512i)_mm512_cvtne2ps_pbh(high, low), four = _mm512_loadu_si512(q), u[4];
+      u[0] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(four, 4), nibble, second, 0xea);
+      u[1] = _mm512_ternarylogic_epi32(four, nibble, second, 0xea);
+      u[2] = _mm512_or_si512(_mm512_srli_epi16(four, 12), second);
+      u[3] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(four, 8), nibble, second, 0xea);
+#pragma GCC unroll 4
+      for (int p = 0; p < 4; p++) {
+        __m512bh w = (__m512bh)_mm512_permutexvar_epi16(u[p], values);
+#pragma GCC unroll 8
+        for (int j = 0; j < M; j++) acc[r][j] = _mm512_dpbf16_ps(acc[r][j], w, (__m512bh)v[j][p]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < M; j++) {
+    float sums[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) sums[r] = _mm512_reduce_add_ps(acc[r][j]);
+    finish<BF16>(a, m + j, n, R, sums);
+  }
+}
+
+template <int R>
+void pair_rows(const Linear& a, int64_t n) {
+  for (int64_t m = 0; m < a.rows;) {
+    int64_t rest = a.rows - m, tiles = (rest + 3) / 4, rows = (rest + tiles - 1) / tiles;
+    if (rows == 4) few_pairs<R, 4>(a, n, m);
+    if (rows == 3) few_pairs<R, 3>(a, n, m);
+    if (rows == 2) few_pairs<R, 2>(a, n, m);
+    if (rows == 1) few_pairs<R, 1>(a, n, m);
+    m += rows;
+  }
+}
+
 template <bool UNIT>
 void few_rows(const Linear& a, int64_t first, int64_t last) {
   for (int64_t n = first; n < last; n += 4) {
@@ -249,7 +333,12 @@ void linear(const Linear& a, int64_t first, int64_t last, void* scratch, const v
   if (!whole(a)) return linear_groups<Level>(a, first, last, scratch);
   Linear b = a;
   b.x = shared;
-  bool little = a.rows <= 4 || (a.rows <= 16 && a.k > 2048);  // a decoded group no longer fits the first cache
-  if (!little || last - first < 4) return linear_groups<Split>(b, first, last, scratch);
+  if (few_of(a) && pairs(a)) {
+    int64_t n = first;
+    for (; n + 4 <= last; n += 4) pair_rows<4>(b, n);
+    for (; n < last; n++) pair_rows<1>(b, n);
+    return;
+  }
+  if (!few_of(a) || last - first < 4) return linear_groups<Split>(b, first, last, scratch);
   (a.block == 64 ? few_rows<true> : few_rows<false>)(b, first, last);
 }

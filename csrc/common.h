@@ -94,6 +94,14 @@ void decode4_plain(const uint8_t* codes, const float* absmax, const float* table
   }
 }
 
+inline void scales_plain(const Weight& w, float* out, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end;) {
+    float most = w.scale_absmax[i / w.scale_block];
+    for (int64_t stop = least(end, (i / w.scale_block + 1) * w.scale_block); i < stop; i++)
+      *out++ = w.scale_table[w.scales[i]] * most + *w.scale_offset;
+  }
+}
+
 template <Type T>
 void decode8_plain(const int8_t* codes, const float* scale, void* out, int64_t block, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end;) {

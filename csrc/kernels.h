@@ -16,22 +16,33 @@ struct Book {
   int32_t zero;       // code of the value nearest to zero
 };
 
-// y = x Ŵᵀ + bias over packed weights (n, k): x (rows, k) and y (rows, n) contiguous, bias (n,) or null.
-struct Linear {
-  const void* x;
-  const void* codes;     // uint8, two to a byte, or int8
-  const float* scale;    // of each block
-  const float* table;    // 16 values by code; null for int8
-  const float* bias;
-  void* y;
-  int64_t rows, n, k, block;
-  Type type;             // of x, y and of Ŵ, which is what decoding gives
-  // + c x Aᵀ Bᵀ: A (rank, k), B (n, rank); rank 0 for none
+// A weight (n, k). The layout of what a caller in another language fills in: pointers, then sizes.
+struct Weight {
+  const void* codes;        // uint8, two to a byte; int8; or the weight itself, in the type of x
+  const float* scale;       // of each block; null for a weight itself, and where they are coded too
+  const float* table;       // 16 values by code; null for int8
+  const uint8_t* scales;    // codes of scales: scale = scale_table[code] · scale_absmax[i / scale_block] + scale_offset
+  const float *scale_table, *scale_absmax, *scale_offset;
+  int64_t n, k, block, scale_block;
+};
+
+// A (rank, k) and B (n, rank) of a low-rank term; rank 0 for none.
+struct Factors {
   const void *A, *B;
-  Type A_type, B_type;
   int64_t rank;
+  int32_t A_type, B_type;
+};
+
+// y = x Ŵᵀ + bias + c x Aᵀ Bᵀ: x (rows, k) and y (rows, n) contiguous, bias (n,) or null.
+struct Linear : Weight, Factors {
+  const void *x, *bias;
+  void* y;
+  int64_t rows;
+  Type type, bias_type;  // type: of x, y and of Ŵ, which is what decoding gives
   float c;
   const float* low;      // (rows, rank), c x Aᵀ, once it is there
+
+  bool itself() const { return !scale && !scales; }
 };
 
 struct Kernels {
@@ -42,6 +53,8 @@ struct Kernels {
   // elements [begin, end), `out` is where the first goes; `begin` is even
   void (*decode4)(const uint8_t* codes, const float* absmax, const float* table, void* out, Type type, int64_t block,
                   int64_t begin, int64_t end);
+  // scales [begin, end) of a weight whose scales are coded, `out` is where the first goes
+  void (*scales)(const Weight& w, float* out, int64_t begin, int64_t end);
   // elements [begin, end) of codes · scale[i / block]
   void (*decode8)(const int8_t* codes, const float* scale, void* out, Type type, int64_t block, int64_t begin,
                   int64_t end);

@@ -1,14 +1,18 @@
-// y = x Ŵᵀ + b on packed weights: a group of rows of Ŵ is decoded into a scratch that stays in cache and meets every
+// y = x Ŵᵀ + b on packed weights (or on W itself): a group of rows of Ŵ is decoded into a scratch that stays in cache and meets every
 // row of x there, so that codes are read once and Ŵ is never written to memory. Ŵ is, to the bit, what decoding gives.
 #pragma once
 #include "common.h"
 
 namespace {
 
+inline float bias_of(const Linear& a, int64_t n) {
+  return a.bias_type == F32 ? load<F32>(a.bias, n) : load<BF16>(a.bias, n);
+}
+
 template <Type T>
 inline void finish(const Linear& a, int64_t m, int64_t first, int64_t count, const float* sums) {
   for (int64_t r = 0; r < count; r++)
-    store<T>(a.y, m * a.n + first + r, a.bias ? sums[r] + a.bias[first + r] : sums[r]);
+    store<T>(a.y, m * a.n + first + r, a.bias ? sums[r] + bias_of(a, first + r) : sums[r]);
 }
 
 // Σ u v, eight sums at a time so that a compiler may keep them in a vector
@@ -43,16 +47,20 @@ inline void add_low(const Linear& a, int64_t m, int64_t first, int64_t count, fl
 }
 
 // Level has decode(a, out, begin, end), TILE and dots<T>(w, count, x, m, rows, k, sums): the products of `count` rows of
-// w with rows m .. m + rows of x, rows <= TILE, as sums[row * GROUP + r].
+// w with rows m .. m + rows of x, rows <= TILE, as sums[row * GROUP + r]; `ahead`: w goes on in memory behind them.
 template <class Level, Type T>
 void linear_typed(const Linear& a, int64_t first, int64_t last, void* scratch) {
   float sums[Level::TILE * GROUP];
   for (int64_t n = first; n < last; n += GROUP) {
     int64_t count = least(GROUP, last - n);
-    Level::decode(a, scratch, n * a.k, (n + count) * a.k);
+    const void* group = scratch;
+    if (a.itself())
+      group = static_cast<const char*>(a.codes) + n * a.k * (T == F32 ? 4 : 2);
+    else
+      Level::decode(a, scratch, n * a.k, (n + count) * a.k);
     for (int64_t m = 0; m < a.rows; m += Level::TILE) {
       int64_t rows = least(Level::TILE, a.rows - m);
-      Level::template dots<T>(scratch, count, a.x, m, rows, a.k, sums);
+      Level::template dots<T>(group, count, a.x, m, rows, a.k, a.itself(), sums);
       for (int64_t i = 0; i < rows; i++) {
         add_low(a, m + i, n, count, sums + i * GROUP);
         finish<T>(a, m + i, n, count, sums + i * GROUP);

@@ -67,7 +67,7 @@ struct Level {
   }
 
   template <Type T>
-  static void dots(const void* w, int64_t count, const void* x, int64_t m, int64_t, int64_t k, float* sums) {
+  static void dots(const void* w, int64_t count, const void* x, int64_t m, int64_t, int64_t k, bool, float* sums) {
     for (int64_t r = 0; r < count; r++) sums[r] = dot_of<T, T>(w, r * k, x, m * k, k);
   }
 
@@ -78,7 +78,7 @@ void linear(const Linear& a, int64_t first, int64_t last, void* scratch, const v
   linear_groups<Level>(a, first, last, scratch);
 }
 
-const Kernels KERNELS = {"scalar", encode4, decode4, decode8, quantize_rows, rescale, nullptr, project_plain, linear};
+const Kernels KERNELS = {"scalar", encode4, decode4, scales_plain, decode8, quantize_rows, rescale, nullptr, project_plain, linear};
 
 }  // namespace
 

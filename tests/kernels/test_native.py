@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from featherweight.core.errors import InputError
-from featherweight.kernels import native
+from featherweight.kernels import native, native_linear
 from featherweight.quant import ops
 from featherweight.quant.scratch import release, scratch
 
@@ -229,6 +229,77 @@ def test_the_low_rank_term_of_the_packed_product(level, dtype):
                 W = ops.decode4(codes, absmax, NF4, 64, (21, k), dtype).double() + 0.7 * B.double() @ A.double()
                 close = {"rtol": 1e-5, "atol": 2e-4} if dtype is torch.float32 else {"rtol": 1e-2, "atol": 2e-2}
                 torch.testing.assert_close(y.double(), F.linear(x.double(), W, bias.double()), **close)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_the_packed_product_decodes_coded_scales_to_the_bit(level, dtype):
+    for n, k, block in ((37, 48, 64), (530, 64, 32), (9, 1200, 16), (300, 320, 64)):
+        codes, table = ops.encode4(weights(n, k), NF4, block)[0], weights(256).sort().values
+        count = -(-n * k // block)
+        coded = torch.randint(0, 256, (count,), dtype=torch.uint8)
+        nested = (table, weights(-(-count // ops.NESTED)).abs(), torch.tensor(0.4))
+        scales = ops.plain_decode_scales(coded, *nested, ops.NESTED)
+        for rows in (1, 5, 20):
+            given = weights(rows, k, dtype=dtype), codes
+            for bias in (None, weights(n), weights(n, dtype=torch.bfloat16)):
+                rest = NF4, block, (n, k), bias, None, None, 0.0
+                y = ops.native["linear4"](*given, coded, *rest, nested)
+                assert torch.equal(y, ops.native["linear4"](*given, scales, *rest))
+                assert torch.equal(y, ops.linear4(*given, coded, *rest, nested))
+        assert ops.native["linear4"](*given, coded[:-1], *rest, nested) is NotImplemented
+        assert ops.native["linear4"](*given, coded, *rest, (table[1:], *nested[1:])) is NotImplemented
+        assert ops.native["linear4"](*given, scales, *rest, nested) is NotImplemented
+
+
+@torch.no_grad()
+def test_the_product_of_few_rows_with_a_weight_as_it_is(level):
+    close = {"rtol": 1e-2, "atol": 2e-2}
+    for n, k in ((1, 1), (21, 48), (8, 63), (100, 1200), (2051, 96)):
+        W = weights(n, k, dtype=torch.bfloat16, seed=k) / k**0.5
+        A, B = weights(4, k, seed=1) / k**0.5, weights(n, 4, dtype=torch.bfloat16, seed=2)
+        for rows in (1, 3, 8):
+            x, bias = weights(2, rows, k, dtype=torch.bfloat16)[:1], weights(n, dtype=torch.bfloat16)
+            y = ops.native["linear16"](x, W, bias)
+            torch.testing.assert_close(y.double(), F.linear(x.double(), W.double(), bias.double()), **close)
+            y = ops.native["linear16"](x, W, None, A, B, 0.7)
+            both = W.double() + 0.7 * B.double() @ A.double()
+            torch.testing.assert_close(y.double(), F.linear(x.double(), both), **close)
+    linear = ops.native["linear16"]
+    many = weights(9, k, dtype=torch.bfloat16)
+    for bad in ((weights(1, 64), W), (x[..., :-1], W), (many, W), (x, W.float()), (x, W.t())):
+        assert linear(*bad, None) is NotImplemented
+    with torch.enable_grad():
+        assert linear(x, W.clone().requires_grad_(), None) is NotImplemented
+
+
+@torch.no_grad()
+def test_what_a_product_remembers_of_a_weight_follows_the_weight():
+    """Codes changed in place, put elsewhere, taken by a narrower tensor, and freed with another in their place."""
+    if native.load().level is None:
+        pytest.skip(native.load().reason)
+    x = weights(1, 64)
+
+    def y(codes, absmax, n=8):
+        return ops.native["linear4"](x, codes, absmax, NF4, 64, (n, 64), None, None, None, 0.0)
+
+    one, other = (ops.encode4(weights(8, 64, seed=seed), NF4, 64) for seed in (1, 2))
+    before, expected = y(*one), y(*other)
+    assert not torch.equal(before, expected)
+    one[0].copy_(other[0])
+    one[1].data = other[1].clone()
+    assert torch.equal(y(*one), expected)
+    assert y(one[0], one[1][:-1]) is NotImplemented
+    assert y(*one, n=9) is NotImplemented
+    one[0].data = other[0][:-1]
+    assert y(*one) is NotImplemented
+    for seed in range(20):
+        codes, absmax = ops.encode4(weights(8, 64, seed=seed), NF4, 64)
+        W = ops.decode4(codes, absmax, NF4, 64, (8, 64), torch.float32)
+        torch.testing.assert_close(y(codes, absmax), F.linear(x, W))
+    held = len(native_linear.frames)
+    del codes, absmax
+    assert len(native_linear.frames) == held - 1
 
 
 @torch.no_grad()

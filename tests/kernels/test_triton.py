@@ -31,7 +31,9 @@ KERNELS = {k.__name__: k for k in triton_ops.SERVED}
 
 
 def there(*args):
-    return [a.to(DEVICE) if isinstance(a, torch.Tensor) else a for a in args]
+    """Arguments on the device, those of a tuple too."""
+    moved = {torch.Tensor: lambda a: a.to(DEVICE), tuple: lambda a: tuple(there(*a))}
+    return [moved.get(type(a), lambda a: a)(a) for a in args]
 
 
 def agree(name, *args):
@@ -39,7 +41,8 @@ def agree(name, *args):
 
 
 def test_every_operation_has_its_kernel():
-    assert KERNELS.keys() == {n.removeprefix("plain_") for n in vars(ops) if n.startswith("plain_")} == ops.cuda.keys()
+    plain = {n.removeprefix("plain_") for n in vars(ops) if n.startswith("plain_")}
+    assert KERNELS.keys() == plain - {"linear16"} == ops.cuda.keys()  # torch's own product of few rows is fast there
 
 
 @pytest.mark.parametrize("table", TABLES)

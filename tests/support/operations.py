@@ -46,13 +46,17 @@ def calls() -> dict[str, tuple[Any, ...]]:
     W = weights(6, 32)
     codes, absmax = ops.plain_encode4(W, NF4, 16)
     q, scale = ops.plain_quantize_rows(W, None)
+    low, half = (weights(4, 32), weights(6, 4), 0.5), torch.bfloat16
+    coded = torch.randint(0, 256, (12,), dtype=torch.uint8)
+    nested = weights(256), weights(1), weights(1)
     return {
         "encode4": (W, NF4, 16),
         "decode4": (codes, absmax, NF4, 16, (6, 32), torch.bfloat16),
         "decode8": (q, scale, 32, (6, 32), torch.bfloat16),
         "decode_scales": (codes, weights(256), weights(1), weights(1), 256),
-        "linear4": (weights(2, 3, 32), codes, absmax, NF4, 16, (6, 32), weights(6), weights(4, 32), weights(6, 4), 0.5),
+        "linear4": (weights(2, 3, 32), codes, coded, NF4, 16, (6, 32), weights(6), *low, nested),
         "linear8": (weights(2, 3, 32), q, scale, 32, (6, 32), weights(6)),
+        "linear16": (weights(2, 3, 32, dtype=half), weights(6, 32, dtype=half), weights(6, dtype=half), *low),
         "quantize_rows": (W, torch.arange(32) % 2 == 0),
         "rescale": (q.int(), scale, weights(32), weights(32), torch.bfloat16),
     }

@@ -7,6 +7,7 @@ for the frozen rest of a model.
 from featherweight.kernels import bank as bank  # registers rows of LoRA on nn.Linear
 from featherweight.kernels import dora as dora  # registers DoRA on nn.Linear
 from featherweight.kernels import lora as lora  # registers LoRA on nn.Linear
+from featherweight.kernels import native_linear as native_linear  # registers native products with codes
 from featherweight.kernels import native_ops as native_ops  # registers native code for codes
 from featherweight.kernels import qlora as qlora  # registers LoRA on linear layers over codes
 from featherweight.kernels import triton_ops as triton_ops  # registers Triton's kernels for codes on a GPU

@@ -9,12 +9,12 @@ import os
 import platform
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from featherweight.core.errors import InputError, Problem, did_you_mean, listed
 
 PATH = Path(__file__).with_name("_native.so")
-ABI = 2  # as in csrc/api.cpp
+ABI = 3  # as in csrc/api.cpp
 LEVELS = ("scalar", "avx2", "avx512")
 P, I, N = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 # fmt: off
@@ -25,9 +25,24 @@ SIGNATURES = {  # pointers; types and threads; sizes: as in csrc/api.cpp
     "decode_scales": (P, P, P, P, P, N, N, I),
     "quantize_rows": (P, I, P, P, P, N, N, I),
     "rescale": (P, P, P, P, P, I, N, N, I),
-    "linear": (P, I, P, P, P, P, P, N, N, N, N, I, P, I, P, I, N, ctypes.c_float),
+    "linear": (P, P, ctypes.c_float, P, I, P, I, P, N, I),
 }
 # fmt: on
+
+
+class Weight(ctypes.Structure):
+    """A weight of a product, as in csrc/kernels.h; what is not given is null."""
+
+    _fields_: ClassVar[Any] = [
+        *((name, P) for name in ("codes", "scale", "table", "scales", "scale_table", "scale_absmax", "scale_offset")),
+        *((name, N) for name in ("n", "k", "block", "scale_block")),
+    ]
+
+
+class Factors(ctypes.Structure):
+    """A and B of a low-rank term, as in csrc/kernels.h."""
+
+    _fields_: ClassVar[Any] = [("A", P), ("B", P), ("rank", N), ("A_type", I), ("B_type", I)]
 
 
 class Native(NamedTuple):

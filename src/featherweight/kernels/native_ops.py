@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.kernels.native import load
-from featherweight.quant.ops import FEW, native
+from featherweight.quant.ops import native
 from featherweight.quant.scratch import empty
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
-ROWS = 64  # rows of x up to which the packed product is tried; it wins where few rows meet a large weight
 
 
 def serves(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -38,7 +37,7 @@ def serves(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return make
 
 
-FUNCTION = {"linear4": "linear", "linear8": "linear"}
+FUNCTION = dict.fromkeys(("linear4", "linear8", "linear16"), "linear")
 
 
 def fits(t: Tensor, dtype: torch.dtype, least: int = 0) -> bool:
@@ -91,11 +90,14 @@ def encode4(run: Any, x: Tensor, table: Tensor, block: int) -> Any:
     return codes, absmax
 
 
-def packed4(codes: Tensor, absmax: Tensor, table: Tensor, block: int, n: int) -> bool:
+def packed4(
+    codes: Tensor, absmax: Tensor, table: Tensor, block: int, n: int, kind: torch.dtype = torch.float32
+) -> bool:
+    """Whether these are n codes, their scales (`kind`: uint8 where those are coded too) and a table."""
     return (
         n > 0
         and fits(codes, torch.uint8, (n + 1) // 2)
-        and fits(absmax, torch.float32, (n + block - 1) // block)
+        and fits(absmax, kind, (n + block - 1) // block)
         and fits(table, torch.float32, 16)
     )
 
@@ -131,17 +133,19 @@ def decode8(run: Any, codes: Tensor, scale: Tensor, block: int, shape: Sequence[
     return out.to(dtype)
 
 
-@serves("decode_scales")
-def decode_scales(run: Any, codes: Tensor, table: Tensor, absmax: Tensor, offset: Tensor, block: int) -> Any:
-    n = codes.numel()
-    fine = (
-        n
-        and fits(codes, torch.uint8)
-        and fits(table, torch.float32, 256)
+def scales_fit(n: int, block: int, table: Tensor, absmax: Tensor, offset: Tensor) -> bool:
+    """Whether n scales in such blocks can be decoded with these."""
+    return (
+        fits(table, torch.float32, 256)
         and fits(absmax, torch.float32, (n + block - 1) // block)
         and fits(offset, torch.float32, 1)
     )
-    if not fine:
+
+
+@serves("decode_scales")
+def decode_scales(run: Any, codes: Tensor, table: Tensor, absmax: Tensor, offset: Tensor, block: int) -> Any:
+    n = codes.numel()
+    if not (n and fits(codes, torch.uint8) and scales_fit(n, block, table, absmax, offset)):
         return NotImplemented
     out = torch.empty(n)
     run(
@@ -178,60 +182,3 @@ def rescale(run: Any, acc: Tensor, row: Tensor, col: Tensor, bias: Tensor | None
         torch.get_num_threads(),
     )  # fmt: skip
     return out
-
-
-def linear(
-    run: Any, x: Tensor, codes: Tensor, scale: Tensor, table: Tensor | None, block: int, shape: Sequence[int],
-    bias: Tensor | None, A: Tensor | None = None, B: Tensor | None = None, c: float = 0.0,
-) -> Any:  # fmt: skip
-    """The packed product of few rows; what needs a gradient is the plain definition's."""
-    n, k = shape
-    rows = x.numel() // k
-    if not (0 < rows <= ROWS and plainly(x) and x.dtype in TYPES and x.shape[-1] == k):
-        return NotImplemented
-    if x.requires_grad and torch.is_grad_enabled():
-        return NotImplemented
-    if bias is not None and not (plainly(bias) and bias.shape == (n,)):
-        return NotImplemented
-    x, bias = x.contiguous(), floats(bias)
-    y = torch.empty((*x.shape[:-1], n), dtype=x.dtype)
-    low = (None, 0, None, 0, 0) if A is None or B is None else factors(A, B)
-    run(
-        x.data_ptr(), TYPES[x.dtype], codes.data_ptr(), scale.data_ptr(), pointer(table), pointer(bias), y.data_ptr(),
-        rows, n, k, block, torch.get_num_threads(), *low, c,
-    )  # fmt: skip
-    return y
-
-
-def factors(A: Tensor, B: Tensor) -> tuple[int, int, int, int, int]:
-    """Addresses and types of the low-rank factors, and the rank."""
-    return A.data_ptr(), TYPES[A.dtype], B.data_ptr(), TYPES[B.dtype], A.shape[0]
-
-
-@serves("linear4")
-def linear4(
-    run: Any, x: Tensor, codes: Tensor, absmax: Tensor, table: Tensor, block: int, shape: Sequence[int],
-    bias: Tensor | None, A: Tensor | None, B: Tensor | None, c: float,
-) -> Any:  # fmt: skip
-    if shape[1] % 2 or not packed4(codes, absmax, table, block, prod(shape)):  # a row must begin at a byte
-        return NotImplemented
-    if A is not None and not (B is not None and low_rank(A, B, shape, x)):
-        return NotImplemented
-    return linear(run, x, codes, absmax, table, block, shape, bias, A, B, c)
-
-
-def low_rank(A: Tensor, B: Tensor, shape: Sequence[int], x: Tensor) -> bool:
-    """Factors that native code adds: where rows are few, and nothing is to be differentiated."""
-    if x.numel() > FEW * shape[1] or (torch.is_grad_enabled() and (A.requires_grad or B.requires_grad)):
-        return False
-    fine = all(t.dtype in TYPES and fits(t, t.dtype) for t in (A, B))
-    return fine and A.shape[1:] == (shape[1],) and B.shape == (shape[0], A.shape[0])
-
-
-@serves("linear8")
-def linear8(
-    run: Any, x: Tensor, codes: Tensor, scale: Tensor, block: int, shape: Sequence[int], bias: Tensor | None
-) -> Any:
-    if not packed8(codes, scale, block, prod(shape)):
-        return NotImplemented
-    return linear(run, x, codes, scale, None, block, shape, bias)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featherweight.quant.ops import add_low, cuda
+from featherweight.quant.ops import NESTED, add_low, cuda
 
 TYPES = {torch.float32, torch.bfloat16, torch.float16}
 SIZE, DEEP, COLS = 1024, 64, 32  # elements of a program; of a product: elements (or pairs) at a time, outputs
@@ -173,8 +173,13 @@ def product(kernel: Any, x: Tensor, weight: tuple[Tensor, ...], block: int, shap
 
 def linear4(
     x: Tensor, codes: Tensor, absmax: Tensor, table: Tensor, block: int, shape: Sequence[int], bias: Tensor | None,
-    A: Tensor | None, B: Tensor | None, c: float,
+    A: Tensor | None, B: Tensor | None, c: float, nested: Sequence[Tensor] = (),
 ) -> Any:  # fmt: skip
+    if nested:
+        values, most, offset = nested
+        absmax = decode_scales(absmax, values, most, offset, NESTED)
+        if absmax is NotImplemented:
+            return NotImplemented
     if shape[1] % 2 or not packed(codes, absmax, block, prod(shape), 2):  # a row begins at a byte
         return NotImplemented
     if not asked(x, codes, shape, bias, A, B) or table.numel() != 16:

@@ -75,8 +75,8 @@ class Coded:
         codes, name = packed["codes"], self.codebook
         if codebooks.bits(name) != 4:
             return super().product(x, packed, shape, bias)  # type: ignore[misc]
-        table = codebooks.levels(name, codes)
-        return ops.linear4(x, codes, self.scales(packed), table, self.block, shape, bias)
+        table, nested = codebooks.levels(name, codes), double.nested(packed) if self.double else ()
+        return ops.linear4(x, codes, packed["absmax"], table, self.block, shape, bias, nested=nested)
 
     def adapted(
         self, x: Tensor, packed: Mapping[str, Tensor], shape: tuple[int, int], bias: Tensor | None,
@@ -85,8 +85,8 @@ class Coded:
         codes, name = packed["codes"], self.codebook
         if codebooks.bits(name) != 4:
             return super().adapted(x, packed, shape, bias, A, B, c)  # type: ignore[misc]
-        table = codebooks.levels(name, codes)
-        return ops.linear4(x, codes, self.scales(packed), table, self.block, shape, bias, A, B, c)
+        table, nested = codebooks.levels(name, codes), double.nested(packed) if self.double else ()
+        return ops.linear4(x, codes, packed["absmax"], table, self.block, shape, bias, A, B, c, nested)
 
     def rows(self, packed: Mapping[str, Tensor], shape: tuple[int, int], index: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows of Ŵ by number: these alone are decoded where each has bytes and scales of its own."""

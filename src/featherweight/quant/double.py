@@ -12,14 +12,16 @@ Source: Dettmers et al. 2023, QLoRA, arXiv:2305.14314. The layout is bitsandbyte
 level in a thousandth of the cases and near 0 (mean error of N(0, 1) scales 2.0e-3 there, 1.65e-3 here).
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from featherweight.quant import codebooks, ops
 from featherweight.quant.blocks import blocks, cut
+from featherweight.quant.ops import NESTED
 from featherweight.quant.scheme import Layout
 
-NESTED = 256  # scales that share an absmax
 POOR = 0.01  # mean relative error of scales from which the median is tried
 
 
@@ -63,6 +65,11 @@ def error(packed: dict[str, Tensor], scales: Tensor) -> float:
     decoded = decode(packed["absmax"], packed["nested_absmax"], packed["nested_offset"])
     relative = ((decoded - scales) / scales).abs()[(scales > 0) & decoded.isfinite()]
     return float(relative.mean()) if relative.numel() else 0.0
+
+
+def nested(packed: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The map, and what it is scaled and moved by: all but the codes of what `ops.decode_scales` takes."""
+    return codebooks.levels("dynamic8", packed["absmax"]), packed["nested_absmax"], packed["nested_offset"]
 
 
 def decode(codes: Tensor, nested: Tensor, offset: Tensor) -> Tensor:

@@ -4,6 +4,7 @@
     decode4        table[code] · absmax of its block                    decode8    code · scale of its block
     decode_scales  table[code] · absmax of its block + offset, the scales of a doubly quantized tensor
     linear4        x Ŵᵀ + b + c x Aᵀ Bᵀ over decode4's Ŵ                linear8    x Ŵᵀ + b over decode8's
+    linear16       x Wᵀ + b + c x Aᵀ Bᵀ over W as it is, as a head in bfloat16 of a quantized model is
     quantize_rows  x -> int8 codes and a scale for each row             rescale    int32 sums · row · column + bias
 
 Products are taken in float32, then cast. Ties between two codes go to the lower value. `kernels` puts faster functions
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 from featherweight.quant.scratch import scratch
 
 FEW = 8  # rows of x, as in generation, that a low-rank term is added to in the dtype of its factors
+NESTED = 256  # scales that share a scale, where scales are coded
 native: dict[str, Callable[..., Any]] = {}  # name of an operation -> a function with the same arguments, on a CPU
 cuda: dict[str, Callable[..., Any]] = {}  # the same where the first tensor is on a GPU
 
@@ -68,6 +70,10 @@ def fake_linear4(x: Tensor, codes: Tensor, absmax: Tensor, table: Tensor, block:
 
 def fake_linear8(x: Tensor, codes: Tensor, scale: Tensor, block: int, shape: Any, bias: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], shape[0])
+
+
+def fake_linear16(x: Tensor, W: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], W.shape[0])
 
 
 def fake_encode4(x: Tensor, table: Tensor, block: int) -> tuple[Tensor, Tensor]:
@@ -116,8 +122,11 @@ def plain_decode_scales(codes: Tensor, table: Tensor, absmax: Tensor, offset: Te
 
 def plain_linear4(
     x: Tensor, codes: Tensor, absmax: Tensor, table: Tensor, block: int, shape: Sequence[int], bias: Tensor | None,
-    A: Tensor | None, B: Tensor | None, c: float,
+    A: Tensor | None, B: Tensor | None, c: float, nested: Sequence[Tensor],
 ) -> Tensor:  # fmt: skip
+    if nested:
+        values, most, offset = nested
+        absmax = decode_scales(absmax, values, most, offset, NESTED)
     with scratch():
         y = F.linear(x, decode4(codes, absmax, table, block, tuple(shape), x.dtype), bias)
     return y if A is None or B is None else add_low(y, x, A, B, c)
@@ -130,6 +139,11 @@ def add_low(y: Tensor, x: Tensor, A: Tensor, B: Tensor, c: float) -> Tensor:
     h = x.reshape(-1, x.shape[-1]).mm(A.to(x.dtype).t())
     y.view(-1, y.shape[-1]).addmm_(h, B.to(x.dtype).t(), alpha=c)
     return y
+
+
+def plain_linear16(x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor | None, B: Tensor | None, c: float) -> Tensor:
+    y = F.linear(x, W, bias)
+    return y if A is None or B is None else add_low(y, x, A, B, c)
 
 
 def plain_linear8(
@@ -161,6 +175,7 @@ _decode8 = operation(fake_decoded)(plain_decode8)
 _decode_scales = operation(lambda codes, table, *_: table.new_empty(codes.numel()))(plain_decode_scales)
 _linear4 = operation(fake_linear4)(plain_linear4)
 _linear8 = operation(fake_linear8)(plain_linear8)
+_linear16 = operation(fake_linear16)(plain_linear16)
 _quantize_rows = operation(fake_quantize_rows)(plain_quantize_rows)
 _rescale = operation(lambda acc, *args: acc.new_empty(acc.shape, dtype=args[-1]))(plain_rescale)
 
@@ -192,17 +207,25 @@ def decode_scales(codes: Tensor, table: Tensor, absmax: Tensor, offset: Tensor, 
 
 def linear4(
     x: Tensor, codes: Tensor, absmax: Tensor, table: Tensor, block: int, shape: tuple[int, int], bias: Tensor | None,
-    A: Tensor | None = None, B: Tensor | None = None, c: float = 0.0,
+    A: Tensor | None = None, B: Tensor | None = None, c: float = 0.0, nested: tuple[Tensor, ...] = (),
 ) -> Tensor:  # fmt: skip
     """x (..., in) through decode4's Ŵ (out, in) in x's dtype, without gradients: what a scheme's `product` may be; plus
-    c x Aᵀ Bᵀ for A (r, in) and B (out, r).
+    c x Aᵀ Bᵀ for A (r, in) and B (out, r). Where `absmax` is codes of scales, `nested` is (table, absmax, offset), as
+    `decode_scales` takes them in blocks of NESTED.
     """
-    return _linear4(x, codes, absmax, table, block, shape, bias, A, B, c)
+    return _linear4(x, codes, absmax, table, block, shape, bias, A, B, c, nested)
 
 
 def linear8(x: Tensor, codes: Tensor, scale: Tensor, block: int, shape: tuple[int, int], bias: Tensor | None) -> Tensor:
     """x (..., in) through decode8's Ŵ (out, in) in x's dtype, without gradients."""
     return _linear8(x, codes, scale, block, shape, bias)
+
+
+def linear16(
+    x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor | None = None, B: Tensor | None = None, c: float = 0.0
+) -> Tensor:
+    """x (..., in) through W (out, in), plus c x Aᵀ Bᵀ, in x's dtype and without gradients."""
+    return _linear16(x, W, bias, A, B, c)
 
 
 def quantize_rows(x: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:

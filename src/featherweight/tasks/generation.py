@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from featherweight.core.errors import InputError, Problem
+from featherweight.kernels.few import few_rows
 from featherweight.tasks.check import pad_id, position_limit
 from featherweight.tasks.modes import inner
 
@@ -89,7 +90,7 @@ def run(model: nn.Module, ids: Tensor, mask: Tensor, pad: int, new: int, options
     base = inner(model)
     device = next(base.parameters()).device
     settings: dict[str, Any] = {"do_sample": False, "pad_token_id": pad, "max_new_tokens": new, **options}
-    with together(base):
+    with few_rows(base), together(base):
         made: Tensor = base.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **settings)  # type: ignore[operator]
     return made
 
