@@ -126,3 +126,14 @@ def test_the_limit_of_a_stored_model_is_read_without_its_weights(tmp_path):
     assert stored_limit(str(tmp_path)) == 64
     (tmp_path / "config.json").unlink()
     assert stored_limit(str(tmp_path)) is None
+
+
+def test_what_several_tasks_share_is_no_task():
+    """Every task that files and flags may name has a model class of transformers'."""
+    import transformers
+
+    from featherweight.tasks import Task
+
+    assert "writing" not in Task.known
+    assert {"causallm", "seq2seq"} <= set(Task.known)
+    assert all(hasattr(transformers, kind.auto) for kind in Task.known.values())

@@ -13,7 +13,8 @@ from featherweight.core.errors import Problem, did_you_mean, raise_all
 
 @dataclass(frozen=True)
 class Noun:
-    """Base of every noun. A subclass of a subclass registers itself under its lower-case class name in `known`."""
+    """Base of every noun. A subclass of a subclass registers itself under its lower-case class name in `known`, unless
+    it leaves a method abstract: that is what several nouns share."""
 
     known: ClassVar[dict[str, type["Noun"]]] = {}
 
@@ -21,7 +22,7 @@ class Noun:
         super().__init_subclass__(**kwargs)
         if Noun in cls.__bases__:
             cls.known = {}  # a new family: methods, schemes, tasks
-        else:
+        elif not any(getattr(value, "__isabstractmethod__", False) for value in vars(cls).values()):
             cls.known[cls.__name__.lower()] = cls
 
     def __repr__(self) -> str:
