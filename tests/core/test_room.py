@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from support.models import tiny
+from support.words import word_tokenizer
 
 import featherweight as fw
 from featherweight.core.errors import InputError
@@ -82,3 +83,20 @@ def test_a_length_is_refused_before_anything_runs_and_so_are_prompts_that_leave_
     fw.attach(model, fw.Prompt(tokens=limit), "long")
     with pytest.raises(InputError, match=rf"leave no position.*fewer than the {limit} positions.*{limit}"):
         check_length(model, None)
+
+
+def test_training_cuts_rows_to_what_a_prompt_leaves_and_evaluating_does_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """Known before the first step, of a method that is attached only then."""
+    words = word_tokenizer(["a", "cat", "and", "dog"])
+    rows = [{"text": "a cat and a dog " * 40, "label": "yes"}, {"text": "a dog", "label": "no"}] * 2
+    options: dict[str, Any] = {"tokenizer": words, "method": fw.Prompt(tokens=40), "steps": 1, "batch": 2}
+    model = tiny("bert")
+    limit = places(model)
+    assert limit is not None
+    options["task"] = fw.Classification(labels=("maybe", "no", "yes"))
+    with pytest.raises(InputError, match=rf"1 to {limit - 40}: {limit} positions less 40 virtual tokens"):
+        fw.train(model, rows, length=limit, **options)
+    assert not taken(model), "nothing was attached"
+    fw.train(model, rows, **options)
+    assert f"2 of 4 rows are longer than {limit - 40} tokens and are cut" in capsys.readouterr().err
+    assert 0 <= fw.evaluate(model, rows, tokenizer=words)["accuracy"] <= 1

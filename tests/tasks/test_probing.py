@@ -172,6 +172,10 @@ def test_what_cannot_be_asked_is_said(masked, minilm_tokenizer, stories_tokenize
         fw.Probing(template=CAPITAL).encode_all([PERU], stories_tokenizer, None)
     with pytest.raises(InputError, match="no row has a token with loss"):
         fw.evaluate(masked, [Example("f:1", "Peru", None, "two words")], fw.Probing(template=CAPITAL))
+    rows = [{"subject": "Peru", "object": "two words"}]
+    for verb in (fw.train, fw.evaluate):
+        with pytest.raises(InputError, match="expected an object that the tokenizer has as one token"):
+            verb(masked, rows, fw.Probing(template=CAPITAL))
     with pytest.raises(InputError, match="no fact can be asked for"):
         fw.Probing().score([(["a"], [1.0], None)], ["b"])
 

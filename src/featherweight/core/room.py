@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from featherweight.core.blank import is_bare
 from featherweight.core.errors import Problem
 from featherweight.core.host import base_modules, hosts
+from featherweight.core.method import Method
 from featherweight.core.order import Batch, Frame
 
 SPARE = 8  # rows of a table of positions before the first one: 2 in RoBERTa and OPT
@@ -41,6 +42,16 @@ def taken(model: nn.Module) -> int:
         for stack in state.rows or (state.active,):
             most = max(most, sum(seated[n].count + seated[n].shift for n in stack if n in seated))
     return most
+
+
+def wanted(model: nn.Module, method: Method | None) -> int:
+    """`taken`, of a method that is about to be attached where one is given."""
+    if method is None:
+        return taken(model)
+    seats = [site for site in method.hosts(model) if site.role == "tokens"]
+    shared = method.shared(model) if seats else None
+    made: list[Any] = [method.build(site, shared) for site in seats]
+    return max((a.count + a.shift for a in made if a.frame.places is not None), default=0)
 
 
 def beyond(host: nn.Module, batch: Batch, shape: Frame, told: Tensor | None, seen: int) -> list[Problem]:

@@ -68,7 +68,8 @@ def score(
         raise InputError(*(Problem("nothing to compare with", where, "a labelled row") for where in bare))
     total, units, predictions = run.examine(model, task, rows, tokenizer, batch, told)
     if not units:
-        raise InputError(Problem("no row has a token with loss", rows[0].where, fix="raise length, or add answers"))
+        fix = "raise length, or add answers"
+        raise InputError(Problem("no row has a token with loss", rows[0].where, task.trains, fix=fix))
     mean = total / units
     references = [task.reference(e) for e in examples]
     values = {"perplexity": perplexity(mean)} if predictions is None else task.score(predictions, references)

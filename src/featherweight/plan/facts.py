@@ -129,7 +129,7 @@ def encoded(stuff: setup.Material, source: Any, length: int | None) -> list[Enco
     rows = stuff.task.encode_all(stuff.train, tokenizer or load_tokenizer(source), length)
     if not any(units(row) for row in rows):
         fix = "look at the rows with fw data, or allow more tokens with length"
-        raise InputError(Problem("no row trains anything", rows[0].where, "a row with a loss", repr(stuff.task), fix))
+        raise InputError(Problem("no row trains anything", rows[0].where, stuff.task.trains, repr(stuff.task), fix))
     return [row for row in rows if units(row)]
 
 

@@ -21,6 +21,7 @@ class CausalLM(Writing):
     most `max_new_tokens` tokens, greedy; it ends in front of `stop`, where one is given."""
 
     auto: ClassVar[str] = "AutoModelForCausalLM"
+    trains: ClassVar[str] = "a completion or an assistant's turn"
     shapes: ClassVar[tuple[str, ...]] = ("completion", "instruction", "messages", "text")
 
     def encode_all(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:

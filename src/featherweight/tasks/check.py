@@ -25,13 +25,14 @@ def check_vocabulary(model: nn.Module, tokenizer: Any) -> None:
         ))  # fmt: skip
 
 
-def position_limit(model: nn.Module) -> int | None:
+def position_limit(model: nn.Module, own: int | None = None) -> int | None:
     """The longest input in tokens, None where the positions of the model have no end (T5, ALiBi, state spaces). Learned
-    positions that virtual tokens take are not the text's; InputError where they leave none.
+    positions that virtual tokens take (`own`, or those that are on) are not the text's; InputError where they leave
+    none.
     """
     from featherweight.core.room import taken
 
-    limit, own = stated_limit(model), taken(inner(model))
+    limit, own = stated_limit(model), taken(inner(model)) if own is None else own
     if limit is not None and own >= limit:
         raise InputError(Problem("virtual tokens leave no position for the text", "method.tokens",
                                  f"fewer than the {limit} positions of the model", str(own), "take fewer"))  # fmt: skip
@@ -63,18 +64,19 @@ def stored_limit(path: str) -> int | None:
         return position_limit(transformers.AutoModel.from_config(config, trust_remote_code=False))
 
 
-def check_length(model: nn.Module, length: int | None) -> int | None:
-    """The length to cut texts at: what was asked for, else the model's limit; None where neither is known.
+def check_length(model: nn.Module, length: int | None, own: int | None = None) -> int | None:
+    """The length to cut texts at: what was asked for, else the model's limit (beside `own` virtual tokens, or those
+    that are on); None where neither is known.
 
     Raises InputError for a length that the model has no positions for.
     """
     from featherweight.core.room import taken
 
-    limit = position_limit(model)
+    limit = position_limit(model, own)
     if length is None:
         return limit
     if length < 1 or (limit is not None and length > limit):
-        own = taken(inner(model))
+        own = taken(inner(model)) if own is None else own
         beside = f": {limit + own} positions less {own} virtual tokens" if limit and own else ""
         wanted = f"1 to {limit}{beside}" if limit else "at least 1"
         fix = "leave it out to use all positions of the model" + (", or take fewer virtual tokens" if beside else "")

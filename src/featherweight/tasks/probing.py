@@ -41,6 +41,7 @@ class CausalProbing(Task):
     auto: ClassVar[str] = "AutoModelForCausalLM"
     shapes: ClassVar[tuple[str, ...]] = ("fact",)
     best: ClassVar[tuple[str, bool]] = ("p@1", True)
+    trains: ClassVar[str] = "an object that the tokenizer has as one token"
 
     def fit(self, examples: Sequence[Example]) -> Self:
         raise_all(Problem("no object in a training row", e.where, "an object") for e in examples if e.label is None)

@@ -22,6 +22,7 @@ class Seq2Seq(Writing):
     `max_new_tokens` tokens, greedy; it ends in front of `stop`, where one is given."""
 
     auto: ClassVar[str] = "AutoModelForSeq2SeqLM"
+    trains: ClassVar[str] = "a completion"
     shapes: ClassVar[tuple[str, ...]] = ("completion", "instruction")
 
     def check(self, examples: Sequence[Example]) -> list[Problem]:

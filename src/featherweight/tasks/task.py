@@ -28,6 +28,7 @@ class Task(Noun):
     blank: ClassVar[Any] = None  # an encoded label that trains nothing; None: the task has no such
     exclusive: ClassVar[bool] = False  # logits are of one choice among several: labels or words
     fills: ClassVar[bool] = False  # restores hidden tokens of its own input: logits mean something everywhere
+    trains: ClassVar[str] = "an answer"  # what a row needs to train anything: told where no row has it
     generates: ClassVar[bool] = False  # predictions are text: costly, made only where they are asked for
 
     def fit(self, examples: Sequence[Example]) -> Self:

@@ -104,7 +104,7 @@ def go(model: Any, data: Any, task: Task | None, folder: Path | None, method: Me
     live = setup.base(model, stuff.task, chosen, given["quantize"]).to(place.device)
     setup.beneath(live, given["over"] or {})
     words = tokenizer_of(live, tokenizer)
-    length, pad = setup.limits(live, stuff.task, words, chosen)
+    length, pad = setup.limits(live, stuff.task, words, chosen, method)
     rows = setup.encoded(stuff.task, stuff.train, words, length, stop.check)
     feed = setup.feed(stuff, rows, pad, length, chosen, live, say.say)
     dev = setup.dev_rows(stuff, words, pad, length, chosen, stop.check)

@@ -13,6 +13,7 @@ from featherweight.core import state as core
 from featherweight.core.attach import attach
 from featherweight.core.errors import InputError, Problem, listed, raise_all
 from featherweight.core.method import Method
+from featherweight.core.room import wanted
 from featherweight.core.switch import switch_of
 from featherweight.data.load import Data, collect, fitting, load
 from featherweight.data.order import row_weights
@@ -196,7 +197,7 @@ def feed(stuff: Material, rows: list[Encoded], pad: int, length: int | None, set
     raise_all([Problem("no label to train on", w, fix="label the row or leave it out") for w in bare])
     kept = [row for row in rows if units(row)]
     if not kept:
-        raise InputError(Problem("no row has a trained token", rows[0].where, "a completion or an assistant's turn",
+        raise InputError(Problem("no row has a trained token", rows[0].where, stuff.task.trains,
                                  fix="look at the rows with fw data, or allow more tokens with length"))  # fmt: skip
     if len(kept) < len(rows):
         lost = [row.where for row in rows if not units(row)]
@@ -233,12 +234,13 @@ def dev_rows(stuff: Material, tokenizer: Any, pad: int, length: int | None, sett
     return Dev([r for r, _ in pairs], [a for _, a in pairs], stuff.task, tokenizer, pad, max(32, settings.batch))
 
 
-def limits(model: nn.Module, task: Task, tokenizer: Any, settings: Settings) -> tuple[int | None, int]:
-    """(length, pad id). Raises InputError where task, tokenizer, length and model do not go together."""
+def limits(model: nn.Module, task: Task, tokenizer: Any, settings: Settings,
+           method: Method | None) -> tuple[int | None, int]:  # fmt: skip
+    """(length, pad id). Raises InputError where task, tokenizer, length, model and method do not go together."""
     check_vocabulary(model, tokenizer)
     if task.auto == "AutoModelForCausalLM":
         check_causal(model)
-    return check_length(model, settings.length), pad_id(model, tokenizer)
+    return check_length(model, settings.length, wanted(model, method)), pad_id(model, tokenizer)
 
 
 def check_precision(precision: str, device: torch.device) -> None:
