@@ -307,3 +307,27 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     code = "import sys, featherweight; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ))
     assert out.stdout.strip() == "[]"
+
+
+def test_the_guide_to_many_adapters_runs(
+    folder: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its Python in order on a real decoder, whose mixed row is that row alone; then its commands, two steps each."""
+    from featherweight.cli.main import main
+
+    page = (ROOT / "docs" / "adapters.md").read_text()
+    stories = str(data_dir / "stories260k" / "hf")
+    monkeypatch.chdir(folder)
+    space: dict[str, Any] = {"MODEL": stories}
+    exec(compile("\n".join(blocks("python", page)).replace("out/", "many/"), "docs/adapters.md", "exec"), space)
+    assert space["mixed"][1] == space["alone"][0]
+    assert space["report"].kept > 0.99
+    rows = [json.dumps({"prompt": f"Tom has {n}.", "completion": f"It is {n}."}) for n in ("a cat", "a hat", "a car")]
+    for name in ("a", "b", "both"):
+        (folder / f"{name}.jsonl").write_text("\n".join(rows))
+    (code,) = blocks("sh", page)
+    for line in code.splitlines():
+        place = line.replace("MODEL", stories).replace("out/", "many/")
+        short = f"{place} --steps 2" if " train " in place else place
+        assert main(shlex.split(short)[1:]) == 0, (short, capsys.readouterr().err)
+    assert (folder / "many" / "fused" / "b" / "adapter_config.json").exists()
