@@ -15,6 +15,7 @@ from typing import Any
 from featherweight.cli.parse import Call, parse
 from featherweight.cli.screen import Shown, failure, plain_streams, print_json
 from featherweight.core.errors import FeatherweightError, InputError
+from featherweight.files.notes import hush
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,6 +103,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    hush()
 
 
 if __name__ == "__main__":

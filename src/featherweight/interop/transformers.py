@@ -13,6 +13,7 @@ from torch import nn
 
 from featherweight.core.anatomy import anatomy
 from featherweight.core.errors import InputError, Problem, listed, raise_all
+from featherweight.files.notes import hushed
 from featherweight.interop import streamed
 from featherweight.interop.pooling import set_pool
 from featherweight.quant.recipe import Recipe
@@ -69,7 +70,8 @@ def pretrained(
     given = options if task is None else task.model_options() | options
     with refusing(path), quiet():
         config, rest = streamed.config_of(path, given)
-    auto = architecture(config, path) if task is None else getattr(transformers, task.auto)
+    with hushed():  # the first model's class imports all that transformers knows
+        auto = architecture(config, path) if task is None else getattr(transformers, task.auto)
     raise_all(unsuited(auto, config, task, path))
     streamed.check(path, config, recipes)
     kind = streamed.dtype_of_file(path) if dtype == "auto" else dtype_of(dtype)
@@ -232,7 +234,8 @@ def quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with hushed():
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
