@@ -41,7 +41,7 @@ def every_pair(task, model, rows):
     for row in rows:
         for choice in row.choices:
             ids, y = torch.tensor([row.input_ids]), torch.tensor([choice])
-            if task.kind == "a decoder alone":
+            if task.auto == "AutoModelForCausalLM":
                 logits = model(input_ids=torch.cat([ids, y], 1)[:, :-1]).logits[:, -y.shape[1] :]
             else:
                 logits = model(input_ids=ids, labels=y).logits

@@ -11,7 +11,7 @@ import featherweight as fw
 from featherweight.core.errors import InputError
 from featherweight.core.state import state
 from featherweight.tasks import task_for
-from featherweight.tasks.pick import head_of
+from featherweight.tasks.language import head_of
 from featherweight.train import run as verb
 from featherweight.train.loop import Loop
 from featherweight.train.recipes import RunRecipe, recipe_of, under

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from featherweight.core.errors import InputError, Problem, raise_all
-from featherweight.tasks.modes import inner
+from featherweight.tasks.language import KINDS, head_in
 from featherweight.tasks.ranked import COUNT, Ranked, answer_width, unanswered
 from featherweight.tasks.task import Task
 
@@ -41,7 +41,6 @@ class Choices(Ranked, Task):
     auto: ClassVar[str] = "AutoModelForCausalLM"
     shapes: ClassVar[tuple[str, ...]] = ("choices",)
     best: ClassVar[tuple[str, bool]] = ("accuracy", True)
-    kind: ClassVar[str] = "a decoder alone"  # of model
     slotted: ClassVar[bool] = False  # the choices go into a slot of the text
 
     def check(self, examples: Sequence[Example]) -> list[Problem]:
@@ -112,12 +111,12 @@ class Choices(Ranked, Task):
 
     def fits(self, model: nn.Module) -> None:
         """Raise InputError for a model of another kind."""
-        kind = kind_of(model)
-        if kind != self.kind:
-            others: list[Any] = [t for t in Task.known.values() if getattr(t, "kind", None) == kind]
+        head = head_in(model)
+        if head != self.auto:
+            others: list[Any] = [t for t in Task.known.values() if issubclass(t, Choices) and t.auto == head]
             fix = f"take {others[0].__name__}()" if others else ""
-            wanted = f"{self.kind}, for {type(self).__name__}"
-            raise InputError(Problem("the task is for another kind of model", "task", wanted, kind, fix))
+            wanted = f"{KINDS[self.auto]}, for {type(self).__name__}"
+            raise InputError(Problem("the task is for another kind of model", "task", wanted, KINDS[head], fix))
 
     def scores(self, log_p: Tensor, real: Tensor) -> Tensor:
         """(batch, choices), -inf where there is none."""
@@ -169,18 +168,6 @@ class Choices(Ranked, Task):
         labels = batch["labels"]
         loss = self.losses(log_p, log_not, real, labels).sum()
         return loss, labels.new_tensor(len(labels)), self.read(self.answers(model, batch, log_p), real)
-
-
-def kind_of(model: nn.Module) -> str:
-    """What a language model reads and writes, by its config and its class."""
-    from featherweight.core.host import frozen_class
-
-    core: Any = inner(model)
-    if getattr(core, "get_output_embeddings", lambda: None)() is None:
-        return "a model without a language head"
-    if getattr(core.config, "is_encoder_decoder", False):
-        return "an encoder-decoder"
-    return "a masked language model" if frozen_class(core).__name__.endswith("ForMaskedLM") else "a decoder alone"
 
 
 def vocabulary(model: nn.Module) -> int:

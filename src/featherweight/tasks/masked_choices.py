@@ -38,7 +38,6 @@ class MaskedChoices(Choices):
     stepwise: bool = True
 
     auto: ClassVar[str] = "AutoModelForMaskedLM"
-    kind: ClassVar[str] = "a masked language model"
     slotted: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from featherweight.tasks.causal import CausalLM
 from featherweight.tasks.choices import Choices
 from featherweight.tasks.classification import Classification
 from featherweight.tasks.embedding import Embedding
+from featherweight.tasks.language import head_of
 from featherweight.tasks.multilabel import MultiLabel
 from featherweight.tasks.probing import CausalProbing
 from featherweight.tasks.question_answering import QuestionAnswering
@@ -33,12 +34,3 @@ def task_for(shape: Any, config: Any = None) -> Task:
         others: list[Any] = list(Task.known.values())
         default = next((k for k in others if k.auto == head and name in k.shapes), default)
     return default()
-
-
-def head_of(config: Any) -> str:
-    """transformers' Auto class of the language model that a config describes."""
-    if getattr(config, "is_encoder_decoder", False):
-        return "AutoModelForSeq2SeqLM"
-    names = getattr(config, "architectures", None) or ()
-    masked = any(name.endswith("ForMaskedLM") for name in names)
-    return "AutoModelForMaskedLM" if masked else "AutoModelForCausalLM"

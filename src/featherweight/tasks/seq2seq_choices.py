@@ -24,7 +24,6 @@ class Seq2SeqChoices(Choices):
     """`Choices` for T5, BART and their kin: scores, losses and answers are the same."""
 
     auto: ClassVar[str] = "AutoModelForSeq2SeqLM"
-    kind: ClassVar[str] = "an encoder-decoder"
 
     def encode_all(self, examples: Sequence[Example], tokenizer: Any, length: int | None) -> list[Encoded]:
         from featherweight.data.choices import encode_beside
