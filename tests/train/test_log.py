@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from featherweight.train.log import Bar, Journal, Plain, Silent, voice
-from featherweight.train.plot import curve, smoothed
+from featherweight.train.plot import curve, draw, smoothed
 
 
 def test_lines_after_the_checkpoint_are_dropped_also_a_torn_one(tmp_path):
@@ -56,6 +56,13 @@ def test_the_curve_has_training_dev_and_the_best_step(tmp_path):
     for text in ("training, smoothed", "best: step 20", "dev accuracy", "optimizer step"):
         assert f"<!-- {text} -->" in svg
     assert curve([], tmp_path) == []
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_a_short_run_has_whole_steps_on_its_axis(steps):
+    pytest.importorskip("matplotlib")
+    drawn = draw([(s, 4.0 / s) for s in range(1, steps + 1)], [], None)
+    assert all(float(at).is_integer() for at in drawn.axes[0].get_xticks())
 
 
 def test_smoothing_has_no_lag():

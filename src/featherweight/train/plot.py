@@ -49,6 +49,7 @@ def losses(axes: Any, trained: list[tuple[int, float]], dev: list[tuple[int, flo
         axes.plot(*zip(*dev, strict=True), color=ORANGE, marker="o", markersize=4, label="dev")
     axes.set_ylabel("loss per unit (nats)")
     axes.set_xlim(left=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)  # half a step is none
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
 
 
