@@ -63,6 +63,7 @@ def test_a_short_run_has_whole_steps_on_its_axis(steps):
     pytest.importorskip("matplotlib")
     drawn = draw([(s, 4.0 / s) for s in range(1, steps + 1)], [], None)
     assert all(float(at).is_integer() for at in drawn.axes[0].get_xticks())
+    assert drawn.axes[0].lines[1].get_marker() == "o"  # one point alone is to be seen too
 
 
 def test_smoothing_has_no_lag():

@@ -7,6 +7,7 @@ from typing import Any
 from featherweight.files.picture import FORMATS, blank, save, style
 
 BLUE, ORANGE, GRAY = "#1f6fb4", "#d1590f", "#8a8a8a"
+FEW = 12  # points that are drawn as such
 WINDOW = 40  # a point of the smooth curve is the mean over a 20th of the run, centered: no lag
 
 
@@ -44,7 +45,8 @@ def draw(trained: list[tuple[int, float]], dev: list[dict[str, Any]], best: tupl
 def losses(axes: Any, trained: list[tuple[int, float]], dev: list[tuple[int, float]]) -> None:
     steps = [s for s, _ in trained]
     axes.plot(steps, [v for _, v in trained], color=BLUE, alpha=0.3, linewidth=1)
-    axes.plot(steps, smoothed([v for _, v in trained]), color=BLUE, linewidth=1.8, label="training, smoothed")
+    few: dict[str, Any] = {"marker": "o", "markersize": 4} if len(trained) <= FEW else {}  # a line has two ends
+    axes.plot(steps, smoothed([v for _, v in trained]), color=BLUE, linewidth=1.8, label="training, smoothed", **few)
     if dev:
         axes.plot(*zip(*dev, strict=True), color=ORANGE, marker="o", markersize=4, label="dev")
     axes.set_ylabel("loss per unit (nats)")
