@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+import featherweight as fw
 from featherweight.cli.amount import bytes_of
 from featherweight.cli.main import main
 from featherweight.core.errors import Problem
@@ -97,13 +100,44 @@ def test_recipe_template_and_draws_are_planned(tmp_path: Path, capsys: pytest.Ca
     assert "rte" in capsys.readouterr().err
 
 
+def test_a_run_from_an_adapter_is_planned_as_on_record(
+    base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its base, method and number format; a file without our record says the method in PEFT's words."""
+    method, kept = fw.LoRA(rank=3, targets="attention"), str(tmp_path / "adapter")
+    model = fw.load_base(base, fw.CausalLM(), quantize=fw.NF4(block=32))
+    model.task = fw.CausalLM()
+    fw.save(fw.attach(model, method), kept)
+
+    def planned(*words: str) -> dict[str, Any]:
+        assert main(["plan", *words, "--length", "16", "--batch", "2", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        return {k: v for k, v in found.items() if k not in ("seconds", "method")}
+
+    form = ["--method", "lora", "--method.rank", "3", "--method.targets", "attention"]
+    whole = planned(base, *form, "--quantize", "nf4", "--quantize.block", "32")
+    live = fw.load_model(kept, train=True)
+    assert planned("--from", kept) == whole
+    assert whole["trainable"] == fw.trainable(live).trainable
+    assert planned(base, "--from", kept, "--quantize", "none") == planned(base, *form)
+    with_data = [{"prompt": "Once", "completion": " upon a time."}]
+    assert fw.plan(start=kept, data=with_data, batch=1).method == method
+    file = Path(kept) / "adapter_model.safetensors"
+    save_file(load_file(file), file)  # no record: another library's
+    assert planned(base, "--from", kept)["trainable"] == whole["trainable"]
+    assert main(["plan", base, "--from", kept, "--fit", "1GB", "--length", "16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["options"]
+
+
 def test_what_cannot_be_planned_says_where(base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "a", "choices": ["b", "c"], "label": 7}\n')
     assert main(["plan", base, "--data", str(rows)]) == 2
     assert "rows.jsonl:1" in capsys.readouterr().err
     assert main(["plan", base, "--from", "out/run"]) == 2
-    assert "--from: a run that goes on from an adapter is not planned" in capsys.readouterr().err
+    assert "out/run" in capsys.readouterr().err
+    assert main(["plan", base, "--from", "out/run", "--method", "lora"]) == 2
+    assert "--from: an adapter that is gone on with keeps its method" in capsys.readouterr().err
     assert main(["plan", base, "--task", "questionansering"]) == 2
     assert "did you mean 'questionanswering'" in capsys.readouterr().err
     assert main(["plan", base, "--length", "9999"]) == 2

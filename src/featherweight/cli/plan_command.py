@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from cyclopts import Parameter
 
@@ -48,11 +48,11 @@ def command(*words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Sho
     given, problems, values = read(words)
     method, task = noun("method", methods, values, problems), noun("task", tasks, values, problems)
     scheme = recipe("quantize", values, problems)
-    if "model" not in given:
+    if "model" not in given and "from" not in given:
         problems.append(Problem("a model is needed", "MODEL", fix="fw plan MODEL: a folder, a config.json, a hub name"))
-    if "from" in values:
-        fix = "plan its base with its method: fw plan MODEL --method lora"
-        problems.append(Problem("a run that goes on from an adapter is not planned", values["from"].where, fix=fix))
+    if "from" in values and method is not None:
+        fix = "leave out --from or --method"
+        problems.append(Problem("an adapter that is gone on with keeps its method", values["from"].where, fix=fix))
     seeds = several(given.get("seeds"), values, problems)
     limit = bytes_of(given.pop("fit", None), "--fit", problems)
     own = {k.name for k in (*OWN, *MORE)}
@@ -61,6 +61,12 @@ def command(*words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Sho
     raise_all(problems)
     from featherweight.train.repeats import placed
 
+    if "from" in given:
+        from featherweight.plan.begun import begun
+
+        there = begun(given["from"], given.get("model"), None, scheme, cast(Any, task), given.get("name", "default"))
+        method, scheme, task = there.method, there.scheme, there.task
+        given = given | {"model": there.source}
     data = given.get("data")
     rows = {"data": placed(data, seeds[0]) if seeds and data else data, "columns": columns(given)}
     options = {"task": task, **rows, "template": given.get("template"), "recipe": given.get("recipe"), **settings}

@@ -4,6 +4,7 @@ The nouns are those of attach and quantize, and the step that is looked at is tr
 storage: nothing here knows a method, a format or an architecture.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from featherweight.core.count import trainable
 from featherweight.core.method import Method
 from featherweight.interop.transformers import dtype_of
 from featherweight.plan import facts, files, shell, verbs
+from featherweight.plan.begun import begun
 from featherweight.plan.traced import Job, Trace, trace
 from featherweight.plan.training import training_step
 from featherweight.quant.recipe import Recipe
@@ -77,9 +79,10 @@ class Plan:
         }  # fmt: skip
 
 
-def plan(source: Any, method: Method | None = None, scheme: Any = None, *, task: Task | None = None,
-         data: Any = None, columns: Any = None, template: str | None = None, recipe: RunRecipe | str | None = None,
-         probe: bool = False, **values: Any) -> Plan:  # fmt: skip
+def plan(source: Any = None, method: Method | None = None, scheme: Any = None, *, task: Task | None = None,
+         start: str | os.PathLike[str] | None = None, data: Any = None, columns: Any = None,
+         template: str | None = None, recipe: RunRecipe | str | None = None, probe: bool = False,
+         **values: Any) -> Plan:  # fmt: skip
     """Plan training `method` on a model (a config, a live model, a folder, a config.json, a hub name).
 
     values: `batch`, `length`, `precision`, `optimizer`, `checkpointing`, `packing` and every other setting of
@@ -87,11 +90,15 @@ def plan(source: Any, method: Method | None = None, scheme: Any = None, *, task:
     recipe's) only using the model is planned. With `data` the step is one of its longest rows, and what an epoch will
     do is added (needs the model's tokenizer); `probe` runs three real steps on random weights and adds their time.
     scheme: a number format for the base, or a Recipe, or the file form of either.
+    start: folder of an adapter to go on training, on `source` or (None) on the base that it names.
     Raises InputError for a config that makes no model, an architecture nobody can see, rows that training would refuse,
     and whatever attach or quantize would.
     """
     followed = recipe_of(recipe)
     chosen = settings(under(followed, values))
+    if start is not None:
+        there = begun(start, source, method, scheme, task)
+        source, method, scheme, task = there.source, there.method, there.scheme, there.task
     about = subject(source, chosen, task=task, recipe=followed, data=data, columns=columns, template=template)
     return planned(about, method or (followed.method if followed else None), scheme, chosen, probe)
 
