@@ -11,6 +11,7 @@ import featherweight as fw
 from featherweight.core.errors import InputError
 from featherweight.core.room import places, taken
 from featherweight.tasks.check import check_length, position_limit
+from featherweight.tasks.generation import continue_prompts
 
 LEARNED = {"gpt2": 64, "bert": 64, "opt": 64, "distilbert": 64}
 COMPUTED = ["llama", "t5", "bloom", "falcon"]
@@ -83,6 +84,16 @@ def test_a_length_is_refused_before_anything_runs_and_so_are_prompts_that_leave_
     fw.attach(model, fw.Prompt(tokens=limit), "long")
     with pytest.raises(InputError, match=rf"leave no position.*fewer than the {limit} positions.*{limit}"):
         check_length(model, None)
+
+
+def test_a_prompt_that_leaves_no_room_to_write_says_what_takes_it() -> None:
+    model = fw.attach(tiny("gpt2"), fw.Prompt(tokens=40))
+    limit = places(model)
+    assert limit is not None
+    room, words = limit - 40, word_tokenizer(["a"])
+    assert isinstance(continue_prompts(model, [[3] * (room - 1)], words, 5)[0], str)
+    with pytest.raises(InputError, match=rf"1 to {room - 1} tokens: {limit} positions less 40 virtual.*{room}"):
+        continue_prompts(model, [[3] * room], words, 5)
 
 
 def test_training_cuts_rows_to_what_a_prompt_leaves_and_evaluating_does_too(capsys: pytest.CaptureFixture[str]) -> None:

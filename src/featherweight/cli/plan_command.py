@@ -37,6 +37,7 @@ EXAMPLES = """\
   fw plan MODEL --method lora --quantize nf4 --batch 4 --length 1024
   fw plan run.toml --probe
   fw plan MODEL --fit 6GB
+  fw plan --from ADAPTER
 """
 
 

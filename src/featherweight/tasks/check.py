@@ -76,12 +76,16 @@ def check_length(model: nn.Module, length: int | None, own: int | None = None) -
     if length is None:
         return limit
     if length < 1 or (limit is not None and length > limit):
-        own = taken(inner(model)) if own is None else own
-        beside = f": {limit + own} positions less {own} virtual tokens" if limit and own else ""
-        wanted = f"1 to {limit}{beside}" if limit else "at least 1"
-        fix = "leave it out to use all positions of the model" + (", or take fewer virtual tokens" if beside else "")
+        less = beside(limit, taken(inner(model)) if own is None else own)
+        wanted = f"1 to {limit}{less}" if limit else "at least 1"
+        fix = "leave it out to use all positions of the model" + (", or take fewer virtual tokens" if less else "")
         raise InputError(Problem("no such length", "length", wanted, str(length), fix))
     return length
+
+
+def beside(limit: int | None, own: int) -> str:
+    """Why there are no more positions than `limit` for the text, where virtual tokens take some."""
+    return f": {limit + own} positions less {own} virtual tokens" if limit and own else ""
 
 
 def check_causal(model: nn.Module) -> None:

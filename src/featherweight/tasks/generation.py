@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from featherweight.core.errors import InputError, Problem
+from featherweight.core.room import taken
 from featherweight.kernels.few import few_rows
-from featherweight.tasks.check import pad_id, position_limit
+from featherweight.tasks.check import beside, pad_id, position_limit
 from featherweight.tasks.modes import inner
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def continue_prompts(
     limit = position_limit(model)
     room = max_new_tokens if limit is None else min(max_new_tokens, limit - ids.shape[1])
     if room < 1 or not all(prompts):
-        raise InputError(Problem("cannot generate", "prompt", f"1 to {(limit or 2) - 1} tokens",
+        less = beside(limit, taken(inner(model)))
+        raise InputError(Problem("cannot generate", "prompt", f"1 to {(limit or 2) - 1} tokens{less}",
                                  f"{min(map(len, prompts))} to {ids.shape[1]}"))  # fmt: skip
     out = run(model, ids, mask, pad, room, options)
     return decoded(out[:, ids.shape[1] :], tokenizer)
