@@ -87,7 +87,7 @@ def test_as_peft_merges_and_saves(kind: torch.dtype, tmp_path: Path) -> None:
 
 def test_every_float_in_one_dtype(tmp_path: Path) -> None:
     adapter = adapted(mixed(tiny("llama")), tmp_path, fw.LoRA(rank=2))
-    for word, kind in {"fp32": FP32, "fp16": FP16}.items():
+    for word, kind in {"fp32": FP32, "fp16": FP16, "bfloat16": BF16}.items():
         assert merge(adapter, tmp_path / word, "--dtype", word) == 0
         assert set(dtypes(tmp_path / word).values()) == {kind}
     fw.merge(fw.load_model(adapter)).save_pretrained(tmp_path / "float")
@@ -190,7 +190,8 @@ def test_too_large_for_fp16(tmp_path: Path, capsys: Any) -> None:
 
 def test_an_unknown_dtype_is_refused_before_anything_is_read(tmp_path: Path, capsys: Any) -> None:
     assert merge(tmp_path / "not there", tmp_path / "out", "--dtype", "int8") == 2
-    assert "--dtype: unknown dtype; expected auto, fp32, bf16, fp16; got 'int8'" in capsys.readouterr().err
+    assert main(["quantize", str(tmp_path / "no"), "--scheme", "nf4", "--dtype", "int8", "--output", "x"]) == 2
+    assert capsys.readouterr().err.count("--dtype: unknown dtype; expected auto, fp32, bf16, fp16; got 'int8'") == 2
 
 
 def test_a_dtype_that_holds_the_other_rounds_nothing() -> None:

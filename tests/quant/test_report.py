@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import featherweight as fw
 from featherweight.quant import NF4, Absmax, Half
 from featherweight.quant.picture import grid, heatmap
-from featherweight.quant.report import Layer, Report, Usage, decibels, size, usage
+from featherweight.quant.report import Layer, Report, Usage, block_names, decibels, size, usage
 
 
 def test_usage_by_hand() -> None:
@@ -130,6 +130,20 @@ def test_the_picture_has_a_cell_for_every_layer(arch: str, rows: list[int], colu
     cells, found, names = grid(report.layers)
     assert (found, names) == (rows, columns)
     assert sorted(layer.path for layer in cells.values()) == sorted(layer.path for layer in report.layers)
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        ({0: "model.layers.0.mlp.up", 1: "model.layers.1.mlp.up"}, ["0", "1"]),
+        ({0: "encoder.block.0.layer.1.wi", 1: "decoder.block.0.layer.2.wi"}, ["encoder 0", "decoder 0"]),
+        ({3: "model.encoder.layers.3.fc1", 4: "model.decoder.layers.0.fc1"}, ["encoder 3", "decoder 0"]),
+        ({0: "fc"}, ["0"]),
+    ],
+)
+def test_blocks_are_called_by_their_stack_where_there_are_several(paths: dict[int, str], names: list[str]) -> None:
+    layers = [Layer(path, "up", block, (2, 2), 16, 4, 1.0, 0.1) for block, path in paths.items()]
+    assert list(block_names(layers).values()) == names
 
 
 def test_layers_outside_of_the_blocks_are_drawn_too(tmp_path: Path) -> None:

@@ -44,10 +44,11 @@ def command(
         raise InputError("--adapter and --output are needed")
     fresh(output, "the output")
     from featherweight.interop import load_model
-    from featherweight.interop.rounding import Rounding, check
+    from featherweight.interop.rounding import Rounding
+    from featherweight.interop.rounding import problems as of_dtype
     from featherweight.quant.recipe import recipes
 
-    check(dtype, "--dtype")
+    raise_all(of_dtype(dtype, "--dtype"))
     loaded: Any = load_model(adapter, base=model, quantize=recipe, filed=not requantize)
     held, rounding = recipes(loaded), Rounding.of(loaded, dtype)
     try:

@@ -50,7 +50,8 @@ def command(
     recipe: Any = read(scheme, "scheme", problems)
     missing = {"MODEL": model, "--scheme": scheme, "--output": output}
     counts = {"--rows": rows, "--length": length, "--batch": batch}
-    raise_all([*problems, *unfit(missing, recipe, calibration, picture, counts), *unwritable(format, recipe)])
+    unknown = of_dtype(dtype)
+    raise_all([*problems, *unfit(missing, recipe, calibration, picture, counts), *unknown, *unwritable(format, recipe)])
     assert model is not None
     assert output is not None
     fresh(output, "the output")
@@ -90,6 +91,12 @@ def unfit(
     if picture is not None and picture.suffix not in PICTURES:
         yield Problem("unknown kind of picture", "--picture", " or ".join(PICTURES), repr(str(picture)))
     yield from (Problem("wrong value", flag, "at least 1", str(n)) for flag, n in counts.items() if n < 1)
+
+
+def of_dtype(word: str) -> list[Problem]:
+    from featherweight.interop.rounding import problems
+
+    return list(problems(word, "--dtype"))
 
 
 def unwritable(layout: str, recipe: Any) -> list[Problem]:

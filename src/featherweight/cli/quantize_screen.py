@@ -46,6 +46,8 @@ def table(report: "Report", out: "Console") -> None:
     from rich import box
     from rich.table import Table
 
+    from featherweight.quant.report import block_names
+
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     shown.add_column("role", overflow="fold")
     outputs = any(layer.output is not None for layer in report.layers)
@@ -53,10 +55,11 @@ def table(report: "Report", out: "Console") -> None:
     for title in ("n", *(title for title, _, _ in columns)):
         shown.add_column(title, justify="right", no_wrap=True)
     shown.add_column("worst block", no_wrap=True)
+    names = block_names(report.layers)
     for role, layers in roles(report).items():
         cells = [mean([value(layer) for layer in layers], form) for _, value, form in columns]
         worst = min(layers, key=lambda layer: layer.sqnr)
-        place = "" if worst.block is None else f"{worst.block}: "
+        place = "" if worst.block is None else f"{names[worst.block]}: "
         shown.add_row(role, str(len(layers)), *cells, f"{place}{worst.sqnr:.1f} dB")
     out.print(shown)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from featherweight.core.base import read
 from featherweight.core.encoded import encoded
-from featherweight.core.errors import InputError, Problem, listed
+from featherweight.core.errors import InputError, Problem, listed, raise_all
 from featherweight.core.evidence import MergeReport, Survival, survival
 from featherweight.core.host import base_modules, hosts
 from featherweight.core.merge import Rewritten
@@ -76,7 +76,8 @@ class Rounding:
     @classmethod
     def of(cls, model: Any, to: str = AUTO) -> "Rounding":
         """Raises InputError for a word that is no dtype, and for "auto" where the base's files were never seen."""
-        check(to, "dtype")
+        raise_all(problems(to, "dtype"))
+        to = next((short for short, kind in KINDS.items() if name_of(kind) == to), to)
         there = getattr(model, "stored_dtypes", None)
         if there is None and to == AUTO:
             fix = "load the base with filed=True, or say fp32, bf16 or fp16"
@@ -107,10 +108,10 @@ class Rounding:
         return MergeReport(tuple(self.rows)) if self.rows else None
 
 
-def check(word: str, where: str) -> None:
-    """Raise InputError for a word that is no dtype."""
-    if word != AUTO and word not in KINDS:
-        raise InputError(Problem("unknown dtype", where, listed([AUTO, *KINDS]), repr(word)))
+def problems(word: str, where: str) -> Iterator[Problem]:
+    """What is wrong with the word for a dtype."""
+    if word not in (AUTO, *KINDS, *map(name_of, KINDS.values())):
+        yield Problem("unknown dtype", where, listed([AUTO, *KINDS]), repr(word))
 
 
 def holds(to: torch.dtype, kind: torch.dtype) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.files.picture import blank, save, style
-from featherweight.quant.report import Layer, Report
+from featherweight.quant.report import Layer, Report, block_names
 
 MOST = 40  # blocks up to which cells carry their number
 OUTSIDE = "other"
@@ -39,7 +39,8 @@ def draw(report: Report) -> Any:
         range(len(columns)), columns, rotation=0 if wide <= 8 else 30, ha="center" if wide <= 8 else "right"
     )
     step = max(1, len(rows) // MOST)
-    axes.set_yticks(range(0, len(rows), step), [str(row) for row in rows][::step])
+    names = block_names(report.layers)
+    axes.set_yticks(range(0, len(rows), step), [names.get(row, str(row)) for row in rows][::step])
     axes.set_ylabel("block")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -131,7 +131,8 @@ class Report:
 
     def lines(self) -> list[str]:
         """The totals in words."""
-        kept = [f"{reason} ({count} modules, {n:,} parameters)" for reason, count, n in grouped(self.skipped)]
+        kept = [f"{reason} ({count} module{'s' * (count != 1)}, {n:,} parameters)"
+                for reason, count, n in grouped(self.skipped)]  # fmt: skip
         outputs = [layer.output for layer in self.layers if layer.output is not None]
         found = [
             f"{self.scheme!r}: {len(self.layers)} layers in {self.bits:.3f} bits a weight",
@@ -211,3 +212,17 @@ def size(n: int) -> str:
 
 def with_outputs(layers: Sequence[Layer], outputs: Mapping[str, float]) -> tuple[Layer, ...]:
     return tuple(replace(layer, output=outputs.get(layer.path)) for layer in layers)
+
+
+def block_names(layers: Sequence[Layer]) -> dict[int, str]:
+    """block -> its name for people: the number in its stack, the stack's name before it where there are several."""
+    paths = {x.block: x.path.split(".") for x in layers if x.block is not None}
+    numbers = {block: next((i for i, part in enumerate(path) if part.isdigit()), None) for block, path in paths.items()}
+    stacks = [path[:at] for path, at in zip(paths.values(), numbers.values(), strict=True)]
+    apart = next((i for i, parts in enumerate(zip_longest(*stacks)) if len(set(parts)) > 1), None)
+    named: dict[int, str] = {}
+    for block, path in paths.items():
+        at = numbers[block]
+        where = "" if apart is None or at is None or apart >= at else f"{path[apart]} "
+        named[block] = f"{where}{block if at is None else path[at]}"
+    return named
