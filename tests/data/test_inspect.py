@@ -92,3 +92,14 @@ def test_labels_are_counted_without_a_model():
 def test_threshold_is_checked():
     with pytest.raises(ValueError, match="at most 1"):
         near_duplicates([], 1.5)
+
+
+def test_of_a_gigantic_row_the_ends_are_shown():
+    from featherweight.data.show import WIDEST, ends
+
+    assert ends("a" * WIDEST) == "a" * WIDEST
+    shown = ends("a" * WIDEST + "b" * 1_000_000)
+    assert len(shown) < WIDEST + 50
+    assert shown.startswith("aaa")
+    assert "[… 1,000,000 characters …]" in shown
+    assert shown.endswith("bbb")

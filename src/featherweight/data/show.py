@@ -6,6 +6,7 @@ from featherweight.core.errors import listed
 from featherweight.data.inspect import Report
 
 MOST = 5  # doubles and leaks shown of each kind
+WIDEST = 4000  # characters of a piece of a sample that are shown: its ends
 
 
 def show(report: Report, console: Any) -> None:
@@ -18,9 +19,16 @@ def show(report: Report, console: Any) -> None:
         text = Text(
             f"\n{item.where}" + (f"  label {item.label}" if item.label is not None else "") + "\n", style="bold"
         )
-        for piece, trained in item.pieces:
+        for whole, trained in item.pieces:
+            piece = ends(whole)
             text.append(f"⟦{piece}⟧" if trained else piece, style="not bold green" if trained else "not bold")
         console.print(text)
+
+
+def ends(piece: str) -> str:
+    """The piece, or what of a gigantic one can be looked at, and how much is not shown."""
+    half, over = WIDEST // 2, len(piece) - WIDEST
+    return f"{piece[:half]} [… {over:,} characters …] {piece[-half:]}" if over > 0 else piece
 
 
 def facts(r: Report) -> list[str]:
