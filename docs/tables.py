@@ -177,6 +177,32 @@ def claims() -> str:
     return markdown(["claim", "on", "this", "that", "holds"], rows)
 
 
+def in_codes() -> str:
+    """Adapters over a base in codes beside the same over a float one: three seeds, paired."""
+    rows = []
+    for name, cell in result("qlora_quality")["summary"].items():
+        for metric, of in (m for m in cell.items() if isinstance(m[1], dict)):
+            low, high = of["interval"]
+            shown = [f"{of[side]:.3f}" for side in ("LoRA", "QLoRA")]
+            rows.append(["NF4, double", f"{name}, {metric.replace('_', ' ')}", *shown,
+                         f"{of['difference']:+.3f} ({low:+.3f} to {high:+.3f})"])  # fmt: skip
+    found = result("int8")["quality"]["summary"]
+    losses = found["dev_loss"]
+    for base, less in found["mean_less_float"].items():
+        shown = [f"{sum(losses[b]) / len(losses[b]):.3f}" for b in ("float", base)]
+        rows.append([f"LLM.int8(){', exact backward' if base == 'int8-exact' else ''}", "e2e_nlg, valid loss", *shown,
+                     f"{less:+.4f} (seeds lie {found['spread_of_float']:.4f} apart)"])  # fmt: skip
+    return markdown(["base", "on", "LoRA over floats", "over codes", "difference, 95 %"], rows)
+
+
+def aware() -> str:
+    """Rounding afterwards beside training in codes: nats a token, means over three seeds."""
+    cells = result("qat")["nats"]
+    names = list(next(iter(cells.values())))
+    rows = [[width, *(f"{cell[n]['mean']:.3f}" for n in names)] for width, cell in cells.items()]
+    return markdown(["", *names], rows)
+
+
 def planned() -> str:
     """Planned against measured peaks, by shape, method and number format."""
     rows = []
@@ -366,7 +392,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "retrieval": retrieval, "shared": shared,
     "methods": methods, "step": step, "startup": startup, "demo": demo, "run": run, "quality": quality,
     "serving": serving, "files": files, "dora": dora, "ordering": ordering, "kernels": kernels, "qlora": qlora,
-    "claims": claims, "planned": planned, "published": published, "distilled": distilled, "students": students,
+    "claims": claims, "in_codes": in_codes, "aware": aware,
+    "planned": planned, "published": published, "distilled": distilled, "students": students,
     "cached": cached, "tfew": tfew, "probes": probes, "compared": compared, "rivals": rivals,
     "ranks": ranks, "spectra": spectra, "latency": latency, "costs": costs,
 }  # fmt: skip

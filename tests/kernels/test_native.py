@@ -354,6 +354,15 @@ def test_modes_see_the_operation_and_maps_the_plain_definition():
     assert ops.decode4(*(a.to("meta") if isinstance(a, torch.Tensor) else a for a in args)).is_meta
 
 
+@torch.no_grad()
+def test_products_count_their_work():
+    """2 m n k, and the low rank's, whoever computes; m 6, n 6, k 32, r 4."""
+    for name, low in (("linear4", 4), ("linear8", 0), ("linear16", 4)):
+        with FlopCounterMode(display=False) as counter:
+            getattr(torch.ops.featherweight, name)(*calls()[name])
+        assert counter.get_total_flops() == 2 * 6 * (6 * 32 + low * (6 + 32)), name
+
+
 def test_packed_tensors_that_are_too_small_are_never_read_past_their_end(level):
     codes, absmax = ops.encode4(weights(8, 64), NF4, 64)
     for bad in ((codes[:-1], absmax, NF4), (codes, absmax[:-1], NF4), (codes, absmax, NF4[:15])):

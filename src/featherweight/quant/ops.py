@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
 
 from featherweight.quant.scratch import scratch
 
@@ -37,8 +38,11 @@ def direct(name: str, plain: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     return plain(*args) if result is NotImplemented else result
 
 
-def operation(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator of a plain definition `plain_<name>`: registers the torch operation and gives what callers call."""
+def operation(
+    fake: Callable[..., Any], flops: Callable[..., int] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator of a plain definition `plain_<name>`: registers the torch operation, with what it counts for in
+    floating-point operations, and gives what callers call."""
 
     def make(plain: Callable[..., Any]) -> Callable[..., Any]:
         name = plain.__name__.removeprefix("plain_")
@@ -46,6 +50,8 @@ def operation(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callab
             f"featherweight::{name}", wraps(plain)(lambda *args: direct(name, plain, args)), mutates_args=()
         )
         op.register_fake(fake)
+        if flops is not None:
+            register_flop_formula(getattr(torch.ops.featherweight, name), get_raw=True)(flops)
 
         def call(*args: Any) -> Any:
             if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
@@ -74,6 +80,12 @@ def fake_linear8(x: Tensor, codes: Tensor, scale: Tensor, block: int, shape: Any
 
 def fake_linear16(x: Tensor, W: Tensor, *_: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], W.shape[0])
+
+
+def flops(x: Tensor, shape: Sequence[int], A: Tensor | None = None) -> int:
+    """Of a product with W (out, in), and of a low rank beside it."""
+    n, k = shape
+    return 2 * (x.numel() // k) * (n * k + (0 if A is None else len(A) * (n + k)))
 
 
 def fake_encode4(x: Tensor, table: Tensor, block: int) -> tuple[Tensor, Tensor]:
@@ -173,9 +185,9 @@ _encode4 = operation(fake_encode4)(plain_encode4)
 _decode4 = operation(fake_decoded)(plain_decode4)
 _decode8 = operation(fake_decoded)(plain_decode8)
 _decode_scales = operation(lambda codes, table, *_: table.new_empty(codes.numel()))(plain_decode_scales)
-_linear4 = operation(fake_linear4)(plain_linear4)
-_linear8 = operation(fake_linear8)(plain_linear8)
-_linear16 = operation(fake_linear16)(plain_linear16)
+_linear4 = operation(fake_linear4, lambda *args, **_: flops(args[0], args[5], args[7]))(plain_linear4)
+_linear8 = operation(fake_linear8, lambda *args, **_: flops(args[0], args[4]))(plain_linear8)
+_linear16 = operation(fake_linear16, lambda *args, **_: flops(args[0], args[1].shape, args[3]))(plain_linear16)
 _quantize_rows = operation(fake_quantize_rows)(plain_quantize_rows)
 _rescale = operation(lambda acc, *args: acc.new_empty(acc.shape, dtype=args[-1]))(plain_rescale)
 
