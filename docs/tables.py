@@ -177,6 +177,16 @@ def claims() -> str:
     return markdown(["claim", "on", "this", "that", "holds"], rows)
 
 
+def formats() -> str:
+    """A linear layer's CPU time by number format over fp32's, by rows."""
+    cells = {
+        name.removeprefix("layer-"): c for name, c in result("formats")["cells"].items() if name.startswith("layer-")
+    }
+    names = [n for n, cell in next(iter(cells.values())).items() if isinstance(cell, dict) and "ratio" in cell]
+    rows = [[n, *(f"{cell[n]['ratio']:.2f}" for cell in cells.values())] for n in names]
+    return markdown(["over fp32's time", *(f"{rows} row{'s' * (rows != '1')}" for rows in cells)], rows)
+
+
 def in_codes() -> str:
     """Adapters over a base in codes beside the same over a float one: three seeds, paired."""
     rows = []
@@ -368,6 +378,8 @@ def spectra() -> str:
             shown = f"{line['test']:.3f} nats" if cell["words"] else f"{line['test']:.1%}"
             label = rank if int(rank) < found["full_rank"] else f"all {found['full_rank']:g}"
             rows.append([name, str(found["seeds"]), label, f"{line['share']:.1%}", shown, apart(line)])
+            if int(rank) >= found["full_rank"]:
+                break
     return markdown(["data", "seeds", "rank", "of the energy", "on test", "to the fine-tuned model, 95 %"], rows)
 
 
@@ -392,7 +404,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "retrieval": retrieval, "shared": shared,
     "methods": methods, "step": step, "startup": startup, "demo": demo, "run": run, "quality": quality,
     "serving": serving, "files": files, "dora": dora, "ordering": ordering, "kernels": kernels, "qlora": qlora,
-    "claims": claims, "in_codes": in_codes, "aware": aware,
+    "claims": claims, "formats": formats, "in_codes": in_codes, "aware": aware,
     "planned": planned, "published": published, "distilled": distilled, "students": students,
     "cached": cached, "tfew": tfew, "probes": probes, "compared": compared, "rivals": rivals,
     "ranks": ranks, "spectra": spectra, "latency": latency, "costs": costs,

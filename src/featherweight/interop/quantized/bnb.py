@@ -16,10 +16,10 @@ from torch import Tensor
 from featherweight.core.errors import Problem, raise_all
 from featherweight.interop.quantized.bnb4 import Nested, Weight4
 from featherweight.quant import codebooks
-from featherweight.quant.double import NESTED
 from featherweight.quant.fp4 import FP4
 from featherweight.quant.llmint8 import LLMInt8
 from featherweight.quant.nf4 import NF4
+from featherweight.quant.ops import NESTED
 from featherweight.quant.scheme import Packed, Scheme
 
 METHOD = "bitsandbytes"
