@@ -1,10 +1,24 @@
 """Notes of libraries on their own start are kept from the screen; everything else they log comes through."""
 
 import logging
+from collections.abc import Iterator
 
 import pytest
 
-from featherweight.files.notes import TOLD, hush, hushed
+from featherweight.files.notes import NOTES, TOLD, hush, hushed
+
+
+@pytest.fixture(autouse=True)
+def loud() -> Iterator[None]:
+    """As in a process of its own: a command that ran in this one has hushed them for good."""
+    kept = [logging.getLogger(name) for name in NOTES if TOLD in logging.getLogger(name).filters]
+    for logger in kept:
+        logger.removeFilter(TOLD)
+    yield
+    for logger in map(logging.getLogger, NOTES):
+        logger.removeFilter(TOLD)
+    for logger in kept:
+        logger.addFilter(TOLD)
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -29,13 +43,8 @@ def test_only_the_notes_are_kept_back(caplog: pytest.LogCaptureFixture, monkeypa
 
 
 def test_for_good_once() -> None:
-    names = ("torchao", "torch.utils._pytree")
-    try:
-        hush()
-        hush()
-        with hushed():
-            pass
-        assert all(logging.getLogger(name).filters.count(TOLD) == 1 for name in names)
-    finally:
-        for name in names:
-            logging.getLogger(name).removeFilter(TOLD)
+    hush()
+    hush()
+    with hushed():
+        pass
+    assert all(logging.getLogger(name).filters.count(TOLD) == 1 for name in NOTES)

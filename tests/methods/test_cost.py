@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import featherweight as fw
+from featherweight.core.errors import InputError
 
 ROWS, LENGTH = 2, 12
 
@@ -64,7 +65,7 @@ def test_virtual_tokens_take_positions_of_the_input() -> None:
     for method in (fw.Prompt(tokens=5), fw.Prefix(tokens=5)):
         model = fw.attach(tiny("gpt2"), method, head=False)
         assert model(input_ids=whole[:, 5:]).logits.shape[1] == limit - 5
-        with pytest.raises(IndexError):
+        with pytest.raises(InputError, match=f"at most {limit}; got {limit + 1}: {limit - 4} of the row and 5 virtual"):
             model(input_ids=whole[:, 4:])
 
 
