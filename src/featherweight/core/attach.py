@@ -95,8 +95,9 @@ def check(method: Method, name: str, switch: Switch) -> None:
         raise InputError(
             Problem("not a method", "attach", expected="a method such as fw.LoRA(rank=8)", got=repr(method))
         )
-    if not name or "." in name:
-        raise InputError(Problem("not a name for an adapter", "name", expected="text without a dot", got=repr(name)))
+    if not name or set(name) & set("./\\"):  # a part of a module's path, and of a file's
+        expected = "text without a dot or a slash"
+        raise InputError(Problem("not a name for an adapter", "name", expected=expected, got=repr(name)))
     if name in switch.attached:
         raise InputError(
             Problem(

@@ -6,6 +6,7 @@ marked.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -193,8 +194,9 @@ def alone(state: Switch, wanted: Stack, each: tuple[Stack, ...] | None) -> list[
 
 
 def rigid(model: nn.Module, state: Switch, strength: Mapping[str, float]) -> list[Problem]:
-    """Adapters that are there or not: virtual tokens have no half."""
-    return [
+    """Strengths that are none; adapters that are there or not: virtual tokens have no half."""
+    wrong = [Problem("not a strength", n, "a finite number", repr(c)) for n, c in strength.items() if not isfinite(c)]
+    return wrong + [
         Problem("has no strength", n, got=repr(state.attached[n].method), fix="switch it on or off")
         for n in strength
         if any(a.joint is not None for a in held(model, state)[n].adapters)
