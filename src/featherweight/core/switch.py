@@ -6,7 +6,6 @@ marked.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -195,7 +194,11 @@ def alone(state: Switch, wanted: Stack, each: tuple[Stack, ...] | None) -> list[
 
 def rigid(model: nn.Module, state: Switch, strength: Mapping[str, float]) -> list[Problem]:
     """Strengths that are none; adapters that are there or not: virtual tokens have no half."""
-    wrong = [Problem("not a strength", n, "a finite number", repr(c)) for n, c in strength.items() if not isfinite(c)]
+    wrong = [
+        Problem("not a strength", n, "a finite number", repr(c))
+        for n, c in strength.items()
+        if not abs(c) < float("inf")
+    ]
     return wrong + [
         Problem("has no strength", n, got=repr(state.attached[n].method), fix="switch it on or off")
         for n in strength
