@@ -45,68 +45,21 @@ void few(const Linear& a, int64_t n, int64_t m) {
   }
 }
 
-// As `few` where `pairs`: 128 codes at a time, a word holds four, and the fifth bit of an index says which block's table.
-template <int R, int M>
-void few_pairs(const Linear& a, int64_t n, int64_t m) {
-  const uint8_t* codes = static_cast<const uint8_t*>(a.codes) + n * a.k / 2;
-  const uint16_t* x = static_cast<const uint16_t*>(a.x) + m * a.k;
-  const float* scale = a.scale + n * (a.k / 64);
-  __m512 table = _mm512_loadu_ps(a.table), acc[R][M];
-  __m512i nibble = _mm512_set1_epi16(15), second = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-    for (int j = 0; j < M; j++) acc[r][j] = begin(a, m + j, n + r);
-  for (int64_t i = 0; i < a.k; i += 128) {
-    __m512i v[M][4];
-#pragma GCC unroll 8
-    for (int j = 0; j < M; j++)
-#pragma GCC unroll 4
-      for (int p = 0; p < 4; p++) v[j][p] = _mm512_loadu_si512(x + j * a.k + i + 32 * p);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-      const uint8_t* q = codes + (r * a.k + i) / 2;
-      const float* s = scale + (r * a.k + i) / 64;
-      _mm_prefetch(reinterpret_cast<const char*>(q + R * a.k), _MM_HINT_T1);  // 2 R rows on
-      __m512 low = _mm512_mul_ps(table, _mm512_set1_ps(s[0])), high = _mm512_mul_ps(table, _mm512_set1_ps(s[1]));
-      __m512i values = (__m512i)_mm512_cvtne2ps_pbh(high, low), four = _mm512_loadu_si512(q), u[4];
-      u[0] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(four, 4), nibble, second, 0xea);
-      u[1] = _mm512_ternarylogic_epi32(four, nibble, second, 0xea);
-      u[2] = _mm512_or_si512(_mm512_srli_epi16(four, 12), second);
-      u[3] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(four, 8), nibble, second, 0xea);
-#pragma GCC unroll 4
-      for (int p = 0; p < 4; p++) {
-        __m512bh w = (__m512bh)_mm512_permutexvar_epi16(u[p], values);
-#pragma GCC unroll 8
-        for (int j = 0; j < M; j++) acc[r][j] = _mm512_dpbf16_ps(acc[r][j], w, (__m512bh)v[j][p]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int j = 0; j < M; j++) {
-    float sums[R];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) sums[r] = _mm512_reduce_add_ps(acc[r][j]);
-    finish<BF16>(a, m + j, n, R, sums);
-  }
-}
-
 // R rows of Ŵ by all rows of x, at most four of these at a time.
-template <int R, bool PAIRS>
+template <int R>
 void few_rows(const Linear& a, int64_t n) {
   for (int64_t m = 0; m < a.rows;) {
     int64_t rest = a.rows - m, tiles = (rest + 3) / 4, rows = (rest + tiles - 1) / tiles;
-    if (rows == 4) (PAIRS ? few_pairs<R, 4> : few<R, 4>)(a, n, m);
-    if (rows == 3) (PAIRS ? few_pairs<R, 3> : few<R, 3>)(a, n, m);
-    if (rows == 2) (PAIRS ? few_pairs<R, 2> : few<R, 2>)(a, n, m);
-    if (rows == 1) (PAIRS ? few_pairs<R, 1> : few<R, 1>)(a, n, m);
+    if (rows == 4) few<R, 4>(a, n, m);
+    if (rows == 3) few<R, 3>(a, n, m);
+    if (rows == 2) few<R, 2>(a, n, m);
+    if (rows == 1) few<R, 1>(a, n, m);
     m += rows;
   }
 }
 
-template <bool PAIRS>
 void few_columns(const Linear& a, int64_t first, int64_t last) {
   int64_t n = first;
-  for (; n + 4 <= last; n += 4) few_rows<4, PAIRS>(a, n);
-  for (; n < last; n++) few_rows<1, PAIRS>(a, n);
+  for (; n + 4 <= last; n += 4) few_rows<4>(a, n);
+  for (; n < last; n++) few_rows<1>(a, n);
 }

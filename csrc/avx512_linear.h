@@ -111,34 +111,14 @@ struct Level {
   }
 };
 
-// Whether two blocks of codes are looked up at once.
-inline bool pairs(const Linear& a) { return a.block == 64 && a.k % 128 == 0; }
-
 inline bool whole(const Linear& a) { return a.type == BF16 && a.table && a.k % 64 == 0 && a.block % 64 == 0; }
 
 // few rows of x: Ŵ passes through registers; a decoded group of long rows no longer fits the first cache
 inline bool few_of(const Linear& a) { return a.rows <= 4 || (a.rows <= 16 && a.k > 2048); }
 
-// In every 128 elements of x: each first one of four, each second, third, fourth.
-void prepare_pairs(const Linear& a, uint16_t* out) {
-  alignas(64) uint16_t at[2][32];
-  for (int i = 0; i < 32; i++) at[0][i] = uint16_t(i % 16 * 4 + i / 16), at[1][i] = uint16_t(at[0][i] + 2);
-  __m512i first = _mm512_load_si512(at[0]), third = _mm512_load_si512(at[1]);
-  const uint16_t* x = static_cast<const uint16_t*>(a.x);
-  for (int64_t i = 0; i < a.rows * a.k; i += 128)
-    for (int half = 0; half < 2; half++) {
-      __m512i pick = half ? third : first;
-      __m512i u = _mm512_permutex2var_epi16(_mm512_loadu_si512(x + i), pick, _mm512_loadu_si512(x + i + 32));
-      __m512i v = _mm512_permutex2var_epi16(_mm512_loadu_si512(x + i + 64), pick, _mm512_loadu_si512(x + i + 96));
-      _mm512_storeu_si512(out + i + 64 * half, _mm512_shuffle_i64x2(u, v, 0x44));
-      _mm512_storeu_si512(out + i + 64 * half + 32, _mm512_shuffle_i64x2(u, v, 0xee));
-    }
-}
-
 // In every 64 elements of x: the even ones, then the odd ones.
 void prepare(const Linear& a, void* shared) {
   if (!whole(a)) return;
-  if (few_of(a) && pairs(a)) return prepare_pairs(a, static_cast<uint16_t*>(shared));
   alignas(64) uint16_t even[32], odd[32];
   for (int i = 0; i < 32; i++) even[i] = uint16_t(2 * i), odd[i] = uint16_t(2 * i + 1);
   __m512i first = _mm512_load_si512(even), second = _mm512_load_si512(odd);
@@ -217,5 +197,5 @@ void linear(const Linear& a, int64_t first, int64_t last, void* scratch, const v
   Linear b = a;
   b.x = shared;
   if (!few_of(a)) return linear_groups<Split>(b, first, last, scratch);
-  (pairs(a) ? few_columns<true> : few_columns<false>)(b, first, last);
+  few_columns(b, first, last);
 }
