@@ -79,7 +79,8 @@ def stories() -> str:
 def classifier(data: dict[str, Rows], seed: int) -> tuple[Any, Any]:
     """MiniLM with a fresh head, and its task."""
     column = "label" if "label" in data["train"][0] else "category"
-    task = fw.Classification(labels=tuple(sorted({row[column] for row in data["train"] + data["valid"]})))
+    labels = {row[column] for row in data["train"] + data["valid"]}
+    task = fw.Classification(labels=tuple(sorted(labels)), pair="sentence2" in data["train"][0])
     return fw.load_base(minilm(), task, seed=seed), task
 
 
