@@ -10,7 +10,7 @@ TASK = Classification(labels=("no", "yes"))
 
 
 def losses(*values):
-    return [{"step": i, "loss": v} for i, v in enumerate(values)] + [{"step": 9, "dev": {"loss": 9.0}}]
+    return [{"step": i, "loss": v} for i, v in enumerate(values, 1)] + [{"step": 9, "dev": {"loss": 9.0}}]
 
 
 def test_one_class_is_seen_only_where_the_rows_have_several():
@@ -25,6 +25,14 @@ def test_flat_is_a_loss_that_never_fell():
     assert flat(losses(0.7, 0.71, 0.7)) == (0.7, 0.7)
     assert flat(losses(0.7, 0.9, 0.69)) is None
     assert flat(losses(0.7)) is None
+
+
+def test_a_first_step_by_chance_below_all_others_is_no_sign():
+    """Lines at step 1, 10 and 20: the first is of one batch, and is taken together with the nine after it."""
+    lines = [{"step": 1, "loss": 0.2}, {"step": 10, "loss": 0.7}, {"step": 20, "loss": 0.6}]
+    assert flat(lines) is None
+    assert flat([*lines[:2], {"step": 20, "loss": 0.66}]) == pytest.approx((0.65, 0.66))
+    assert flat(lines[:2]) is None
 
 
 @pytest.mark.parametrize(

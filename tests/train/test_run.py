@@ -45,7 +45,7 @@ def test_the_output_folder_is_whole(train, tmp_path, capsys, make):
     assert (out / "loss.png").read_bytes()[:4] == b"\x89PNG"
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert lines == run.history
-    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8, 10, 12]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 4, 6, 8, 10, 12]
     assert [line["step"] for line in lines if "dev" in line] == [4, 8, 12]
     assert {"loss", "accuracy"} <= set(run.scores)
     assert run.trainable == fw.trainable(model).trainable
@@ -110,7 +110,15 @@ def test_the_best_step_wins(train, make, tmp_path, monkeypatch, capsys):
 def test_patience_ends_a_run(train, monkeypatch):
     marks = iter([0.5, 0.9, 0.7, 0.6, 0.95])
     monkeypatch.setattr(Dev, "scores", lambda self, *_: ({"loss": 1.0, "accuracy": next(marks)}, None))
-    assert train(epochs=None, steps=50, eval_every=2, patience=2).steps == 8
+    run = train(epochs=None, steps=50, eval_every=2, patience=2)
+    assert run.steps == 8
+    assert [line["step"] for line in run.history if "loss" in line] == [1, 2, 4, 6, 8]  # any of them might be the last
+
+
+def test_a_short_run_has_a_curve_its_first_and_last_step(train):
+    lines = [line for line in train(epochs=None, steps=7, eval_every=3).history if "loss" in line]
+    assert [line["step"] for line in lines] == [1, 7]
+    assert lines[1]["loss"] < lines[0]["loss"]
 
 
 def test_a_folder_with_something_in_it_is_refused(train, tmp_path):

@@ -25,8 +25,17 @@ def one_class(task: Task, predictions: Sequence[Any], references: Sequence[Any])
 
 def flat(history: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
     """(first, lowest later) training loss where no later line of history is below the first."""
-    losses = [float(record["loss"]) for record in history if "loss" in record]
+    losses = even([(int(record["step"]), float(record["loss"])) for record in history if "loss" in record])
     return (losses[0], min(losses[1:])) if len(losses) > 1 and min(losses[1:]) >= losses[0] else None
+
+
+def even(lines: Sequence[tuple[int, float]]) -> list[float]:
+    """The losses, the first line made one with the next while it stands for fewer steps: the luck of one batch."""
+    steps, losses = [step for step, _ in lines], [loss for _, loss in lines]
+    while len(steps) > 1 and steps[0] < steps[1] - steps[0]:
+        losses[1] = (steps[0] * losses[0] + (steps[1] - steps[0]) * losses[1]) / steps[1]
+        del steps[0], losses[0]
+    return losses
 
 
 def rate(used: float, own: float, rose: bool) -> float:

@@ -117,7 +117,7 @@ class Loop:
         p.window_loss, p.window_units = p.window_loss + done.loss, p.window_units + done.units
         noted = self.stepper.task.noted()
         self.voice.step(p.step, self.total, p.window_loss / p.window_units, self.speed())
-        if p.step % self.settings.log == 0 or p.step == self.total:
+        if self.logs():
             norm = done.norm if isfinite(done.norm) else None  # fp16: the scaler left this update out
             self.write(loss=p.window_loss / p.window_units, lr=done.rate, grad_norm=norm, tokens=p.tokens, **noted)
             p.window_loss = p.window_units = 0.0
@@ -141,6 +141,11 @@ class Loop:
 
     def evaluates(self) -> bool:
         return self.dev is not None and (self.due(self.settings.eval_every) or self.progress.step == self.total)
+
+    def logs(self) -> bool:
+        """Whether this step gets a line: every `log`-th, the first, and what is the last or may be by patience."""
+        step, last = self.progress.step, self.settings.patience is not None and self.evaluates()
+        return step in (1, self.total) or step % self.settings.log == 0 or last
 
     def exhausted(self) -> bool:
         """Whether patience has run out."""

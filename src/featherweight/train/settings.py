@@ -40,7 +40,7 @@ class Settings(BaseModel):
     resume: bool = Field(False, description="Go on from the newest good checkpoint of the output folder.")
     device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Where to run.")
     threads: int | None = Field(None, ge=1, description="CPU threads (default: torch's own choice).")
-    log: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
+    log: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl (the first and last have one too).")
     tensorboard: bool = Field(False, description="Write TensorBoard event files too (needs the extra 'trackers').")
 
     @model_validator(mode="after")
