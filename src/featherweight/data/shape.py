@@ -201,6 +201,8 @@ def settle(rows: Sequence[Row], columns: dict[str, str]) -> Shape:
     values = [v for row in rows if not missing(v := row.fields.get(columns[role]))]
     if role == "text" or not values:
         return Shape("pair" if "text_pair" in columns else "text", columns, False)
+    if role == "label":
+        raise_all(mixed(rows, columns[role]))
     kind = kind_of(role, columns[role], values)
     return Shape("pair" if kind == "classification" and "text_pair" in columns else kind, columns)
 
@@ -211,6 +213,24 @@ def filled(rows: Sequence[Row], column: str) -> bool:
 
 def missing(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
+
+
+def mixed(rows: Sequence[Row], column: str) -> list[Problem]:
+    """The rows whose label is a list among plain ones, or a plain one among lists: whichever are fewer."""
+    plain, lists = [], []
+    for row in rows:
+        if not missing(value := row.fields.get(column)):
+            (lists if isinstance(value, list | tuple) else plain).append(row)
+    if not (plain and lists):
+        return []
+    if len(plain) < len(lists):
+        odd, what, want, fix = plain, "a plain label among lists", "a list of labels", 'write it as a list: ["…"]'
+    else:
+        odd, what, want = lists, "a list among plain labels", "one label"
+        fix = "a row has one label, or every row a list of them"
+    return [
+        Problem(what, f"{r.where}:{column}", f"{want}, as in the other rows", short(r.fields[column]), fix) for r in odd
+    ]
 
 
 def kind_of(role: str, column: str, values: Sequence[Any]) -> str:
