@@ -217,7 +217,8 @@ def missing(value: Any) -> bool:
 
 def mixed(rows: Sequence[Row], column: str) -> list[Problem]:
     """The rows whose label is a list among plain ones, or a plain one among lists: whichever are fewer."""
-    plain, lists = [], []
+    plain: list[Row] = []
+    lists: list[Row] = []
     for row in rows:
         if not missing(value := row.fields.get(column)):
             (lists if isinstance(value, list | tuple) else plain).append(row)
