@@ -1,12 +1,15 @@
 """`fw methods`: everything on it is said by the classes, and every method says all of it."""
 
+import inspect
 import re
+from importlib import import_module
 
 import pytest
 
 from featherweight.cli.methods_command import facts, start, told
 from featherweight.cli.schema import methods
 from featherweight.core.method import Method
+from featherweight.methods.starts import STARTS
 
 
 @pytest.mark.parametrize("width", [80, 120, 160])
@@ -65,3 +68,21 @@ def test_fields_are_shown_as_they_are_typed(fw):
     assert "  --method.alpha  number  [none]" in page
     assert "  --method.freeze-A  true | false  [false]\n" in page
     assert not [about for method in methods().values() for about in told(method).values() if "noqa" in about]
+
+
+PAPERS = re.compile(r"arXiv:\d{4}\.\d{5}")
+
+
+@pytest.mark.parametrize("start", ["eva", "loftq", "olora", "pissa"])
+def test_loras_page_has_the_paper_of_every_start(fw, start):
+    """The first paper that the start's own file names."""
+    about = inspect.getdoc(import_module(f"featherweight.methods.starts.{start}"))
+    assert PAPERS.search(about).group() in fw("methods", "lora").out
+    assert start in STARTS
+
+
+@pytest.mark.parametrize("name", [n for n, m in methods().items() if "skip" in facts(m)["fields"]])
+def test_a_bottlenecks_page_has_adapterdrops_paper(fw, name):
+    from featherweight.methods import adapter_drop
+
+    assert PAPERS.search(adapter_drop.__doc__).group() in re.sub(r"\s+", " ", fw("methods", name).out)

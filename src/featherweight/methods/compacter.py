@@ -26,7 +26,8 @@ from featherweight.methods.bottleneck import Bottleneck, Inserting, Shared, chec
 
 @dataclass(frozen=True, repr=False)
 class Compacter(Inserting, Method):
-    """`rank` is ρ, `n` the number of Kronecker products; `skip` and `drop` are AdapterDrop's."""
+    """`rank` is ρ, `n` the number of Kronecker products; `skip` and `drop` are AdapterDrop's (blocks without, at
+    rest in training; Rücklé et al. 2020, arXiv:2010.11918)."""
 
     reduction: float = 32
     n: int = 4

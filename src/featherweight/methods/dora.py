@@ -31,7 +31,8 @@ FLOOR = 1e-12  # a norm below is taken for 0
 
 @dataclass(frozen=True, repr=False)
 class DoRA(LoRA):
-    """LoRA's fields; `init` and `freeze_A` act on A and B, `lr_ratio` on B."""
+    """LoRA's fields (the papers of the starts are on its page); `init` and `freeze_A` act on A and B, `lr_ratio` on
+    B."""
 
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2402.09353"
     place: ClassVar[str] = "linear layers, embeddings, convolutions"

@@ -27,7 +27,8 @@ from featherweight.methods.bottleneck import Bottleneck, Inserting, Shared, chec
 
 @dataclass(frozen=True, repr=False)
 class Houlsby(Inserting, Method):
-    """`bottleneck` wins over `reduction`; `skip` and `drop` are AdapterDrop's (blocks without, at rest in training)."""
+    """`bottleneck` wins over `reduction`; `skip` and `drop` are AdapterDrop's (blocks without, at rest in training;
+    Rücklé et al. 2020, arXiv:2010.11918)."""
 
     activation: str = "swish"
     norms: bool = True

@@ -22,7 +22,8 @@ from featherweight.methods.bottleneck import Bottleneck, Inserting, Shared, chec
 
 @dataclass(frozen=True, repr=False)
 class Lin(Inserting, Method):
-    """`bottleneck` wins over `reduction`; `skip` and `drop` are AdapterDrop's (blocks without, at rest in training)."""
+    """`bottleneck` wins over `reduction`; `skip` and `drop` are AdapterDrop's (blocks without, at rest in training;
+    Rücklé et al. 2020, arXiv:2010.11918)."""
 
     paper: ClassVar[str] = "Lin et al. 2020, arXiv:2004.03829"
     place: ClassVar[str] = "behind each block, with its own LayerNorm"

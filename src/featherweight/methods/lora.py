@@ -18,7 +18,9 @@ The full-rank limit: with A frozen and orthonormal, r = in, s = 1 and plain SGD,
 follows full fine-tuning step by step. Nowhere else does it: of lower rank it sees a projection of G, A that trains
 adds terms of second order, and AdamW rescales B's entries, not W's.
 Source: Hu et al. 2021, arXiv:2106.09685; rank-stabilized scale: Kalajdzievski 2023, arXiv:2312.03732; LoRA-FA: Zhang et
-al. 2023, arXiv:2308.03303; LoRA+: Hayou, Ghosh and Yu 2024, arXiv:2402.12354.
+al. 2023, arXiv:2308.03303; LoRA+: Hayou, Ghosh and Yu 2024, arXiv:2402.12354. Starts: PiSSA: Meng, Wang and Zhang
+2024, arXiv:2404.02948; OLoRA: Büyükakyüz 2024, arXiv:2406.01775; EVA: Paischer et al. 2024, arXiv:2410.07170; LoftQ: Li
+et al. 2023, arXiv:2310.08659.
 """
 
 import re

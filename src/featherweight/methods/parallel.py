@@ -28,7 +28,8 @@ from featherweight.methods.bottleneck import Bottleneck, Inserted, Inserting, Sh
 
 @dataclass(frozen=True, repr=False)
 class Parallel(Inserting, Method):
-    """`scale` is a number or "learned"; `bottleneck` wins over `reduction`; `skip` and `drop` are AdapterDrop's."""
+    """`scale` is a number or "learned"; `bottleneck` wins over `reduction`; `skip` and `drop` are AdapterDrop's
+    (blocks without, at rest in training; Rücklé et al. 2020, arXiv:2010.11918)."""
 
     reduction: float = 2
     scale: float | str = 4.0

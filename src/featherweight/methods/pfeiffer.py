@@ -23,7 +23,8 @@ from featherweight.methods.bottleneck import Bottleneck, Inserting, Shared, chec
 
 @dataclass(frozen=True, repr=False)
 class Pfeiffer(Inserting, Method):
-    """`bottleneck` wins over `reduction`; `skip` and `drop` are AdapterDrop's (blocks without, at rest in training)."""
+    """`bottleneck` wins over `reduction`; `skip` and `drop` are AdapterDrop's (blocks without, at rest in training;
+    Rücklé et al. 2020, arXiv:2010.11918)."""
 
     paper: ClassVar[str] = "Pfeiffer et al. 2020, arXiv:2005.00247"
     place: ClassVar[str] = "behind the feed-forward's residual sum"
