@@ -40,6 +40,14 @@ def test_settings_and_targets_are_checked_all_at_once(refused, start, table):
     refused(*start(table), "--bacth", 4, "--sede", 1, "--lr", "fast", says=["'--batch'?", "'--seed'?", "--lr: wrong"])
 
 
+def test_what_attaching_refuses_is_said_at_its_flag_once(refused, start, table, tmp_path):
+    said = refused(*start(table), "--method.rank", 99, says="--method.rank (4 places, the first bert.encoder.layer.0.")
+    assert said.count("rank out of range") == 1
+    refused(*start(table), "--method.targets", "nope", says="--method.targets: 'nope' matches none of the model's")
+    run = write(tmp_path / "run.toml", '[method]\ntype = "lora"\ntargets = ["query", "nope"]\n')
+    refused("train", run, *start(table)[1:], says="run.toml:3:method.targets: 'nope' matches none")
+
+
 BROKEN = {
     "empty.csv": ("", "empty.csv: the file is empty"),
     "header.csv": ("text,label\n", "header and no rows"),

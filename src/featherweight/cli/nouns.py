@@ -1,6 +1,7 @@
 """The method and the task of a run, made from the values that describe them; every wrong field is reported."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from featherweight.cli.schema import noun_keys
@@ -82,6 +83,10 @@ def flag_scalar(value: Value) -> Any:
 
 
 def placed(problem: Problem, origins: Mapping[str, str], otherwise: str) -> Problem:
-    """The problem at the place where the user wrote the value it is about."""
-    where = origins.get(problem.where.split(".")[-1], problem.where or otherwise)
-    return Problem(problem.what, where, problem.expected, problem.got, problem.fix)
+    """The problem at the place where the user wrote the value it is about: `--method.rank at layers.0.up`."""
+    module, _, named = problem.where.rpartition(": ")
+    field, gap, places = named.partition(" (")
+    origin = origins.get(field) or origins.get(field.split(".")[-1])
+    if origin is None:
+        return replace(problem, where=problem.where or otherwise)
+    return replace(problem, where=origin + (f" at {module}" if module else "") + gap + places)

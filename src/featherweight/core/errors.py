@@ -51,11 +51,21 @@ def raise_all(problems: Iterable[Problem]) -> None:
 
 
 def alike(problems: Iterable[Problem]) -> list[Problem]:
-    """Problems that differ only in where they are, as one over all places."""
-    places: dict[Problem, list[str]] = {}
+    """Problems that differ only in where they are, as one over all places; of `<place>: <field>` the field, and how
+    many places.
+    """
+    places: dict[tuple[Problem, str], list[str]] = {}
     for p in problems:
-        places.setdefault(replace(p, where=""), []).append(p.where)
-    return [replace(p, where=listed(list(dict.fromkeys(where)))) for p, where in places.items()]
+        place, _, field = p.where.rpartition(": ")
+        places.setdefault((replace(p, where=""), field if place else ""), []).append(place or field)
+    return [replace(p, where=together(field, list(dict.fromkeys(at)))) for (p, field), at in places.items()]
+
+
+def together(field: str, places: Sequence[str]) -> str:
+    """One field, or none, at these places."""
+    if not field:
+        return listed(places)
+    return f"{places[0]}: {field}" if len(places) == 1 else f"{field} ({len(places)} places, the first {places[0]})"
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -17,8 +17,9 @@ Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
 UNCALLED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
-def resolve(model: nn.Module, targets: Targets, kinds: Sequence[str]) -> list[Site]:
-    """The sites that `targets` names among modules of the given kinds (`linear conv embedding norm other`).
+def resolve(model: nn.Module, targets: Targets, kinds: Sequence[str], where: str = "method.targets") -> list[Site]:
+    """The sites that `targets`, the field `where`, names among modules of the kinds (`linear conv embedding norm
+    other`).
 
     A string is a role (`"query"`, `"attention"`, `"linear"` ...), else a regex that must match a module's whole path or
     its end at a dot (`"q_proj"`, `"layers.[01].mlp.*"`). A sequence is the union of its entries, each of which must
@@ -30,26 +31,26 @@ def resolve(model: nn.Module, targets: Targets, kinds: Sequence[str]) -> list[Si
     if callable(targets):
         found = [Site(p, m) for p, m in open_to if targets(p, m)]
         if not found:
-            raise InputError(nothing("the predicate", model, open_to, kinds))
+            raise InputError(nothing("the predicate", model, open_to, kinds, where=where))
     else:
         entries = (targets,) if isinstance(targets, str) else tuple(targets)
-        matched = {t: matches(model, t, open_to, kinds) for t in entries}
-        raise_all(nothing(repr(t), model, open_to, kinds, t) for t, sites in matched.items() if not sites)
+        matched = {t: matches(model, t, open_to, kinds, where) for t in entries}
+        raise_all(nothing(repr(t), model, open_to, kinds, t, where) for t, sites in matched.items() if not sites)
         found = [s for sites in matched.values() for s in sites]
     raise_all(refused(found, model))
     return once(found, model)
 
 
-def matches(model: nn.Module, target: str, open_to: list[tuple[str, nn.Module]], kinds: Sequence[str]) -> list[Site]:
+def matches(
+    model: nn.Module, target: str, open_to: list[tuple[str, nn.Module]], kinds: Sequence[str], where: str
+) -> list[Site]:
     if target in ROLES:
         return [s for s in anatomy(model).sites(target) if s.kind in kinds]
     try:
         pattern = re.compile(rf"(?:.*\.)?(?:{target})")
     except re.error as error:
         raise InputError(
-            Problem(
-                "not a role and not a regex", "targets", got=f"{target!r} ({error})", fix=did_you_mean(target, ROLES)
-            )
+            Problem("not a role and not a regex", where, got=f"{target!r} ({error})", fix=did_you_mean(target, ROLES))
         ) from error
     return [Site(p, m) for p, m in open_to if pattern.fullmatch(p)]
 
@@ -66,7 +67,12 @@ def once(sites: list[Site], model: nn.Module) -> list[Site]:
 
 
 def nothing(
-    what: str, model: nn.Module, open_to: list[tuple[str, nn.Module]], kinds: Sequence[str], entry: str = ""
+    what: str,
+    model: nn.Module,
+    open_to: list[tuple[str, nn.Module]],
+    kinds: Sequence[str],
+    entry: str = "",
+    where: str = "method.targets",
 ) -> Problem:
     """The problem of a target that hit nothing: the modules and roles there are, and the nearest name."""
     there = anatomy(model)
@@ -80,7 +86,7 @@ def nothing(
         if near.startswith("did")
         else (f"modules: {listed(shapes, 40)}; roles: {listed(roles)}")
     )
-    return Problem(f"{what} matches none of the model's {'/'.join(kinds)} modules", "targets", fix=fix)
+    return Problem(f"{what} matches none of the model's {'/'.join(kinds)} modules", where, fix=fix)
 
 
 def refused(sites: list[Site], model: nn.Module) -> list[Problem]:

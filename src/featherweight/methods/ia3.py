@@ -37,7 +37,7 @@ class IA3(Method):
 
     def hosts(self, model: nn.Module) -> Sequence[Site]:
         outputs = resolve(model, self.targets, ("linear",)) if self.targets else []
-        inputs = resolve(model, self.feedforward, ("linear",)) if self.feedforward else []
+        inputs = resolve(model, self.feedforward, ("linear",), "method.feedforward") if self.feedforward else []
         both = {s.path for s in inputs}
         return [s for s in outputs if s.path not in both] + [Site(s.path, s.module, "down", s.rows) for s in inputs]
 

@@ -95,11 +95,11 @@ def found(
         pairs = [*open_to, *((place.path, place.module) for place in experts)]
         return {p: ("the predicate", [Site(p, m)]) for p, m in pairs if entries(p, m)}
     listed = (entries,) if isinstance(entries, str) else tuple(entries)
-    sites = {e: matches(model, e, open_to, KINDS) for e in listed}
+    sites = {e: matches(model, e, open_to, KINDS, where) for e in listed}
     for entry, hits in sites.items():
         hits += [Site(place.path, place.module) for place in experts if means(entry, place)]
     raise_all(
-        replace(nothing(repr(e), model, open_to, KINDS, e), what=f"{e!r} matches nothing", where=where)
+        replace(nothing(repr(e), model, open_to, KINDS, e, where), what=f"{e!r} matches nothing")
         for e, hits in sites.items()
         if not hits
     )
