@@ -1,13 +1,16 @@
 """Few rows through plain layers in bfloat16: the same texts, and the layers as they were afterwards."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import featherweight as fw
-from featherweight.kernels import native
-from featherweight.kernels.few import few_rows
-from featherweight.quant import ops
+from featherweight.kernels import native, native_linear
+from featherweight.kernels.few import few_rows, forward16, plain16
+from featherweight.quant import NF4, Absmax, ops
 from featherweight.tasks import generation
 
 IDS = torch.arange(12).view(1, 12)
@@ -19,16 +22,14 @@ def served(monkeypatch):
     """Shapes of the weights that native code multiplied with."""
     if native.load().level is None:
         pytest.skip(native.load().reason)
-    one = torch.ones(1, 1, dtype=torch.bfloat16)
-    assert ops.native["linear16"](one, one, None) == 1  # the first call puts the function in its place
-    seen, real = [], ops.native["linear16"]
+    seen, real = [], native.load().functions["linear"]
 
-    def watch(x, W, *args):
-        y = real(x, W, *args)
-        seen.extend([tuple(W.shape)] if y is not NotImplemented else [])
-        return y
+    def watch(weight, *args):
+        seen.append((weight._obj.n, weight._obj.k))
+        real(weight, *args)
 
-    monkeypatch.setitem(ops.native, "linear16", watch)
+    for name in ("linear16", "linear4", "linear8"):
+        monkeypatch.setitem(ops.native, name, partial(getattr(native_linear, name), watch))
     return seen
 
 
@@ -72,11 +73,84 @@ def test_lora_on_a_plain_layer_of_few_rows(llama, served):
     assert served == [(48, 32)]
 
 
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("scheme", [NF4(block=32, double=True), Absmax(), None], ids=["nf4", "int8", "bf16"])
+@torch.no_grad()
+def test_what_is_taken_again_is_the_layers_own_answer_to_the_bit(llama, served, scheme, adapted):
+    model = llama(torch.bfloat16).eval()
+    if scheme:
+        fw.quantize(model, scheme)
+    if adapted:
+        fw.attach(model, fw.LoRA(rank=4, targets="linear"), head=False)
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(p)
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    rows = [torch.randn(1, n, 32).bfloat16() for n in (1, 1, 8, 2)]
+    with few_rows(model):
+        for layer in (m for m in layers if m.in_features == 32 and "forward" in vars(m)):
+            for x in rows:
+                del served[:]
+                y = layer(x)
+                count = len(served)
+                expected = forward16(layer, x) if plain16(layer) else type(layer).forward(layer, x)
+                assert torch.equal(y, expected)
+                assert y is not layer(x)
+                if scheme != Absmax() or not adapted:
+                    assert count == 1
+
+
+@torch.no_grad()
+def test_few_rows_follow_the_switch(llama, served):
+    model = llama(torch.bfloat16).eval()
+    fw.quantize(model, NF4(block=32))
+    layer, x = model.model.layers[0].mlp.up_proj, torch.randn(1, 1, 32).bfloat16()
+    plain = layer(x)
+    for name in ("a", "b"):
+        fw.attach(model, fw.LoRA(rank=4, targets="linear"), name=name, head=False)
+        torch.nn.init.normal_(layer.adapters[name].B)
+    with few_rows(model):
+        found = {}
+        for name in ("a", "b", None, "a", "b"):
+            with fw.switch(model, name):
+                found.setdefault(name, []).extend(layer(x) for _ in range(3))
+        with fw.switch(model, {"a": 0.5}):
+            half = [layer(x) for _ in range(2)]
+    for name, answers in found.items():
+        with fw.switch(model, name):
+            assert all(torch.equal(y, layer(x)) for y in answers)
+    assert torch.equal(found[None][0], plain)
+    assert len({tuple(y[0].flatten().tolist()) for y in found.values()}) == 3
+    with fw.switch(model, {"a": 0.5}):
+        assert all(torch.equal(y, layer(x)) for y in half)
+
+
+def test_few_rows_are_seen_by_those_who_watch(llama, served):
+    model = llama(torch.bfloat16).eval()
+    fw.quantize(model, NF4(block=32))
+    layer, x = model.model.layers[0].mlp.up_proj, torch.randn(1, 1, 32).bfloat16()
+    with few_rows(model):
+        with torch.no_grad():
+            expected = [layer(x) for _ in range(2)][-1]
+            assert torch.equal(layer(x=x), expected)
+            assert torch.equal(model.lm_head(input=x), F.linear(x, model.lm_head.weight))
+            with FlopCounterMode(display=False) as counter:
+                layer(x)
+            assert counter.get_total_flops() == 2 * 32 * 48
+            with torch.autocast("cpu", dtype=torch.float16):
+                assert layer(x).dtype is torch.float16
+            assert layer(x.float()).dtype is torch.float32
+            assert torch.equal(layer(x), expected)
+            assert layer(torch.randn(2, 9, 32).bfloat16()).shape == (2, 9, 48)
+        assert layer(x.requires_grad_()).requires_grad
+        mapped = torch.func.vmap(layer)(torch.randn(3, 1, 32))
+    assert mapped.shape == (3, 1, 48)
+
+
 def test_layers_of_other_kinds_are_left_alone(llama):
     model = llama().eval()
-    with few_rows(model):
-        assert "forward" not in vars(model.lm_head)  # float32, which torch multiplies fast
-    model = llama(torch.bfloat16).eval()
+    with few_rows(model), torch.no_grad():
+        assert torch.equal(model.lm_head(torch.ones(1, 32)), F.linear(torch.ones(1, 32), model.lm_head.weight))
     model.lm_head.forward = F.relu
     with few_rows(model):
         assert model.lm_head.forward is F.relu

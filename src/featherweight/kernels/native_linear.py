@@ -2,11 +2,14 @@
 
 What a product reads of a weight is checked once and written down in a structure: a token calls for hundreds of
 products, and asking each tensor for its type, layout and size took as long as multiplying. An argument that is not
-served is answered with NotImplemented, and the plain definition computes or raises.
+served is answered with NotImplemented, and the plain definition computes or raises. `noted` tells of the products
+taken, and how to take them of other rows without asking at all.
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from operator import call, is_
 from typing import Any, NamedTuple
@@ -28,14 +31,13 @@ class Frame(NamedTuple):
     tensors: tuple[ref[Tensor], ...]
     places: tuple[int, ...]
     said: Any
-    struct: ctypes.Structure
-    address: int
+    address: Any  # keeps the structure alive
 
 
 frames: dict[int, Frame] = {}  # by the id of the first tensor
 
 
-def framed(tensors: tuple[Tensor, ...], said: Any, make: Callable[..., ctypes.Structure | None]) -> int | None:
+def framed(tensors: tuple[Tensor, ...], said: Any, make: Callable[..., ctypes.Structure | None]) -> Any:
     """The address of `make(tensors, said)`, which checks them, asked once while they are these very tensors in these
     places; None where it gives None.
     """
@@ -47,7 +49,7 @@ def framed(tensors: tuple[Tensor, ...], said: Any, make: Callable[..., ctypes.St
     if struct is None:
         return None
     refs = (ref(tensors[0], partial(forget, key)), *map(ref, tensors[1:]))
-    frames[key] = Frame(refs, places, said, struct, ctypes.addressof(struct))
+    frames[key] = Frame(refs, places, said, ctypes.byref(struct))
     return frames[key].address
 
 
@@ -94,9 +96,43 @@ def factors(tensors: tuple[Tensor, ...], said: tuple[int, int]) -> Factors | Non
     return Factors(A.data_ptr(), B.data_ptr(), A.shape[0], TYPES[A.dtype], TYPES[B.dtype])
 
 
+class Made(NamedTuple):
+    """A product that was taken: y of x; `again` gives that of other rows of x's dtype and width."""
+
+    x: Tensor
+    y: Tensor
+    again: Callable[[Tensor], Tensor]
+    held: tuple[Any, ...]  # the tensors that `again` reads
+
+
+notes: ContextVar[list[Made] | None] = ContextVar("notes", default=None)
+
+
+@contextmanager
+def noted() -> Iterator[list[Made]]:
+    """The products taken inside, in their order."""
+    made: list[Made] = []
+    token = notes.set(made)
+    try:
+        yield made
+    finally:
+        notes.reset(token)
+
+
+def multiply(run: Any, weight: Any, low: Any, c: float, bias: Tensor | None, n: int, x: Tensor) -> Tensor:
+    x = x.contiguous()
+    shape = x.shape
+    y = torch.empty((*shape[:-1], n), dtype=x.dtype)
+    run(
+        weight, low, c, x.data_ptr(), TYPES[x.dtype], pointer(bias), 0 if bias is None else TYPES[bias.dtype],
+        y.data_ptr(), x.numel() // shape[-1], torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
 def product(
-    run: Any, weight: int | None, x: Tensor, n: int, k: int, bias: Tensor | None, A: Tensor | None, B: Tensor | None,
-    c: float,
+    run: Any, tensors: tuple[Tensor, ...], weight: Any, x: Tensor, n: int, k: int, bias: Tensor | None,
+    A: Tensor | None, B: Tensor | None, c: float,
 ) -> Any:  # fmt: skip
     """The packed product of few rows; what needs a gradient, and a low-rank term of many rows, is the plain one's."""
     rows = x.numel() // k
@@ -114,12 +150,11 @@ def product(
         low = framed((A, B), (n, k), factors)
         if low is None:
             return NotImplemented
-    x = x.contiguous()
-    y = torch.empty((*x.shape[:-1], n), dtype=x.dtype)
-    run(
-        weight, low, c, x.data_ptr(), TYPES[x.dtype], pointer(bias), 0 if bias is None else TYPES[bias.dtype],
-        y.data_ptr(), rows, torch.get_num_threads(),
-    )  # fmt: skip
+    again = partial(multiply, run, weight, low, c, bias, n)
+    y = again(x)
+    made = notes.get()
+    if made is not None:
+        made.append(Made(x, y, again, (tensors, A, B)))
     return y
 
 
@@ -129,8 +164,8 @@ def linear4(
     bias: Tensor | None, A: Tensor | None, B: Tensor | None, c: float, nested: Sequence[Tensor] = (),
 ) -> Any:  # fmt: skip
     n, k = shape
-    weight = framed((codes, absmax, table, *nested), (n, k, block), weight4)
-    return product(run, weight, x, n, k, bias, A, B, c)
+    tensors = (codes, absmax, table, *nested)
+    return product(run, tensors, framed(tensors, (n, k, block), weight4), x, n, k, bias, A, B, c)
 
 
 @serves("linear8")
@@ -138,7 +173,8 @@ def linear8(
     run: Any, x: Tensor, codes: Tensor, scale: Tensor, block: int, shape: Sequence[int], bias: Tensor | None
 ) -> Any:
     n, k = shape
-    return product(run, framed((codes, scale), (n, k, block), weight8), x, n, k, bias, None, None, 0.0)
+    tensors = (codes, scale)
+    return product(run, tensors, framed(tensors, (n, k, block), weight8), x, n, k, bias, None, None, 0.0)
 
 
 @serves("linear16")
@@ -151,4 +187,4 @@ def linear16(
     if W.requires_grad and torch.is_grad_enabled():
         return NotImplemented
     n, k = W.shape
-    return product(run, framed((W,), None, weight16), x, n, k, bias, A, B, c)
+    return product(run, (W,), framed((W,), None, weight16), x, n, k, bias, A, B, c)

@@ -38,6 +38,15 @@ def direct(name: str, plain: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     return plain(*args) if result is NotImplemented else result
 
 
+def eager() -> bool:
+    """Whether what is called now runs as it is: no compiler, mode or transform of functions sees it."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
 def operation(
     fake: Callable[..., Any], flops: Callable[..., int] | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
