@@ -98,6 +98,29 @@ def test_another_base(adapter: tuple[Any, Path], bert: Path, tmp_path: Path) -> 
     assert load_model(adapter[1], base=other, strict_base=False) is not None
 
 
+@pytest.mark.parametrize(("config", "kind"), [
+    (("BertConfig", {"vocab_size": 9}), "BertForSequenceClassification (other)"),
+    (("BertConfig", {"hidden_size": 24, "num_attention_heads": 2}), "BertForSequenceClassification (other)"),
+    (("LlamaConfig", {"hidden_size": 16, "num_attention_heads": 2, "vocab_size": 9}), "LlamaForSequenceClassification"),
+    (("ViTConfig", {"hidden_size": 16, "num_attention_heads": 2}), "vit"),
+], ids=["words", "width", "architecture", "no-such-head"])  # fmt: skip
+def test_of_another_base_that_is_said_before_anything_else(
+    adapter: tuple[Any, Path], bert: Path, tmp_path: Path, config: tuple[str, dict[str, Any]], kind: str
+) -> None:
+    import transformers
+
+    small = {"num_hidden_layers": 1, "intermediate_size": 16, **config[1]}
+    other = transformers.AutoModel.from_config(getattr(transformers, config[0])(**small))
+    other.save_pretrained(tmp_path / "other")
+    load_base(bert, TASK).tokenizer.save_pretrained(adapter[1])
+    with pytest.raises(InputError) as caught:
+        load_model(adapter[1], base=tmp_path / "other")
+    first = str(caught.value.problems[0])
+    assert "the adapter belongs to another base" in first
+    assert "expected BertForSequenceClassification (tiny-bert)" in first
+    assert f"got {kind}" in first
+
+
 def test_a_folder_of_peft(bert: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 

@@ -2,6 +2,8 @@
 
 import os
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from featherweight.checkpoint.load import Stored, load, read
 from featherweight.core.errors import InputError, Problem, listed
 from featherweight.core.noun import Noun
 from featherweight.interop.streamed import config_of
-from featherweight.interop.transformers import load_base, load_tokenizer, refusing
+from featherweight.interop.transformers import fit_tokenizer, load_tokenizer, refusing, weighed
+from featherweight.quant.recipe import Recipe
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 AUTO = {
@@ -54,10 +57,44 @@ def load_model(
     if quantize is None and recorded and not in_codes(place):
         quantize = recorded
     kind = task or Foreign.of(stored)
-    model = load_base(place, kind, dtype, device, tokenizer=tokenizer, seed=seed, quantize=quantize, filed=filed)
+    with no_other(stored, place, kind):
+        model = weighed(place, kind, dtype, seed, Recipe.of(quantize), {}, filed)
     model.task = task
+    model = model.to(device) if device is not None else model
+    model.tokenizer = load_tokenizer(place) if tokenizer is None else tokenizer
     load(model, folder, name, train=train, strict_base=strict_base)
+    fit_tokenizer(model)  # after the base was looked at: of another one that is said, not that it has other words
     return model.train(train)
+
+
+@contextmanager
+def no_other(stored: Stored, place: str, task: Any) -> Iterator[None]:
+    """Where a base cannot be loaded: say first that the adapter belongs to one of another architecture, if it does."""
+    try:
+        yield
+    except InputError as error:
+        named = stored.record.base.base if stored.record is not None else ""
+        kind = class_at(place, task)
+        if not named or kind is None or named.split(" ")[0] == kind:
+            raise
+        fix = "load it onto its own base"
+        raise InputError(
+            Problem("the adapter belongs to another base", place, named, kind, fix), *error.problems
+        ) from error
+
+
+def class_at(place: str, task: Any) -> str | None:
+    """The class that a base is loaded as for a task, the type of its config where there is none; None where it has no
+    readable config."""
+    import transformers
+
+    try:
+        with refusing(place):
+            config, _ = config_of(place, {})
+    except InputError:
+        return None
+    kinds = getattr(getattr(transformers, getattr(task, "auto", ""), None), "_model_mapping", {})
+    return str(kinds[type(config)].__name__ if type(config) in kinds else config.model_type)
 
 
 def in_codes(place: str) -> bool:

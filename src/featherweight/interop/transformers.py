@@ -49,15 +49,24 @@ def load_base(
     `options` go to `from_pretrained`. Raises InputError for a missing folder, a missing or damaged file, and a
     checkpoint whose trunk is not the model's.
     """
+    model = weighed(path, task, dtype, seed, Recipe.of(quantize), options, filed)
+    model.tokenizer = load_tokenizer(path) if tokenizer is None else tokenizer
+    fit_tokenizer(model)
+    return model.to(device) if device is not None else model
+
+
+def weighed(
+    path: str | os.PathLike[str], task: Any, dtype: str | torch.dtype | None, seed: int, recipes: tuple[Recipe, ...],
+    options: dict[str, Any], filed: bool,
+) -> Any:  # fmt: skip
+    """`load_base` before it has a tokenizer."""
     check_folder(path, "config.json")
-    model, info = pretrained(path, task, dtype, seed, Recipe.of(quantize), options, filed)
+    model, info = pretrained(path, task, dtype, seed, recipes, options, filed)
     check_keys(model, info, path)
     set_pool(model, getattr(task, "pool", "own"))
     model.new_tensors, model.new_seed = sorted(info["missing_keys"]), seed
     model.task = task
-    model.tokenizer = load_tokenizer(path) if tokenizer is None else tokenizer
-    fit_tokenizer(model)
-    return model.to(device) if device is not None else model
+    return model
 
 
 def pretrained(
