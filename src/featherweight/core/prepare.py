@@ -32,13 +32,23 @@ def own_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return loss
 
 
+def say(batches: object, text: str) -> None:
+    """Tell people what a start is at, where the batches know whom to tell."""
+    tell = getattr(batches, "say", None)
+    if tell is not None:
+        tell(text)
+
+
 class Batches:
-    """What `prepare` is given by training: micro-batches, as often as they are asked for, and the loss of one, summed
-    over its units.
+    """What `prepare` is given by training: micro-batches, as often as they are asked for, the loss of one, summed
+    over its units, and whom to tell of long work.
     """
 
-    def __init__(self, make: Callable[[], Iterable[Mapping[str, Tensor]]], loss: Loss = own_loss):
-        self.make, self.loss = make, loss
+    def __init__(
+        self, make: Callable[[], Iterable[Mapping[str, Tensor]]], loss: Loss = own_loss,
+        say: Callable[[str], None] | None = None,
+    ):  # fmt: skip
+        self.make, self.loss, self.say = make, loss, say
 
     def __iter__(self) -> Iterator[Mapping[str, Tensor]]:
         return iter(self.make())

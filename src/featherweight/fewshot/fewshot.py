@@ -13,6 +13,7 @@ from featherweight.fewshot.part import Bench
 from featherweight.fewshot.submit import submitted
 from featherweight.fewshot.suite import Suite
 from featherweight.files.staged import write_text
+from featherweight.train.log import suite
 from featherweight.train.output import flat
 from featherweight.train.ranks import ranks
 from featherweight.train.recipes import recipe_of, under
@@ -60,14 +61,15 @@ def fewshot(model: Any, suite: Suite | str, folder: str | os.PathLike[str], *, o
 def worked(bench: Bench, jobs: Sequence[Job], place: Path, seed: int, say: Say) -> Figures:
     """The figures of all tasks; results.json has those that are done."""
     found = Figures(place, [])
-    for job in jobs:
-        answers = scored(bench, job, place, say)
-        done = [of_task(job.name, answers)] if answers else []
-        files = {}
-        if job.unlabelled is not None:
-            files[job.name] = submitted(bench, job.unlabelled, job.prompts, job.template, place, seed, say)
-        found = Figures(place, [*found.tasks, *done], {**found.submissions, **files})
-        write_text(place / RESULTS, json.dumps(found.to_dict(), indent=1) + "\n")
+    with suite():
+        for job in jobs:
+            answers = scored(bench, job, place, say)
+            done = [of_task(job.name, answers)] if answers else []
+            files = {}
+            if job.unlabelled is not None:
+                files[job.name] = submitted(bench, job.unlabelled, job.prompts, job.template, place, seed, say)
+            found = Figures(place, [*found.tasks, *done], {**found.submissions, **files})
+            write_text(place / RESULTS, json.dumps(found.to_dict(), indent=1) + "\n")
     return found
 
 

@@ -7,7 +7,9 @@ histories of an interrupted and of an uninterrupted run can be compared.
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,6 +105,32 @@ def voice(main: bool) -> Voice:
     if not main:
         return Silent()
     return Bar() if sys.stderr.isatty() else Plain()
+
+
+_said: ContextVar[set[str] | None] = ContextVar("said", default=None)
+
+
+@contextmanager
+def suite() -> Iterator[None]:
+    """Several runs of one command: what `once` says of the first is not said again of the others."""
+    token = _said.set(set())
+    try:
+        yield
+    finally:
+        _said.reset(token)
+
+
+def once(say: Callable[[str], None]) -> Callable[[str], None]:
+    """For what is the same in every run of a suite (its recipe, its data): the same words are said once."""
+
+    def told(text: str) -> None:
+        said = _said.get()
+        if said is None or text not in said:
+            say(text)
+        if said is not None:
+            said.add(text)
+
+    return told
 
 
 class Board:

@@ -16,6 +16,7 @@ from typing import Any
 
 from featherweight.core.errors import InputError, Problem
 from featherweight.files.staged import write_text
+from featherweight.train.log import suite
 from featherweight.train.run import Run, train
 
 SEEDS = "seeds.json"
@@ -66,11 +67,12 @@ def repeat(model: Any, data: Any, *given: Any, seeds: Sequence[int], output: str
     if not seeds:
         raise InputError(Problem("no seed to train with", "seeds", "one or more", "none"))
     folder, runs = Path(output), dict[int, Run]()
-    for seed in seeds:
-        place = folder / f"seed-{seed}"
-        if begun is not None:
-            begun(seed, place)
-        runs[seed] = train(model, placed(data, seed), *given, output=place, seed=seed, **values)
+    with suite():
+        for seed in seeds:
+            place = folder / f"seed-{seed}"
+            if begun is not None:
+                begun(seed, place)
+            runs[seed] = train(model, placed(data, seed), *given, output=place, seed=seed, **values)
     made = Repeats(folder, runs, {seed: scores_of(run) for seed, run in runs.items()})
     write_text(folder / SEEDS, json.dumps(made.to_dict(), indent=1) + "\n")
     return made

@@ -28,7 +28,7 @@ from featherweight.train import setup, toml
 from featherweight.train.card import card, public
 from featherweight.train.document import Form, document, origin, resolved, spelt
 from featherweight.train.feed import Feed
-from featherweight.train.log import Board, Journal, Voice, voice
+from featherweight.train.log import Board, Journal, Voice, once, voice
 from featherweight.train.loop import Loop
 from featherweight.train.output import CHECKPOINTS, METRICS, RUN, claim, hash_rows, resumable
 from featherweight.train.plot import curve
@@ -92,7 +92,7 @@ def train(model: Any, data: Any, task: Task | None = None, *, output: str | os.P
         stop = stack.enter_context(Stop())
         stack.enter_context(own_generators(place.device))
         model = setup.begun(model, start, method, name, quantize)
-        task, method = setup.advised(followed, model, task, method, chosen, say.say)
+        task, method = setup.advised(followed, model, task, method, chosen, once(say.say))
         data = setup.worded(data, template, columns, chosen.seed)
         return go(model, data, task, folder, method, name, tokenizer, columns, given, chosen, place, say, stop)
 
@@ -100,7 +100,7 @@ def train(model: Any, data: Any, task: Task | None = None, *, output: str | os.P
 def go(model: Any, data: Any, task: Task | None, folder: Path | None, method: Method | None, name: str, tokenizer: Any,
        columns: Any, given: Form, chosen: Settings, place: Ranks, say: Voice, stop: Stop) -> Run:  # fmt: skip
     """Set up, train, and leave everything in its place."""
-    stuff = setup.material(data, task, model, columns, say.say)
+    stuff = setup.material(data, task, model, columns, once(say.say))
     live = setup.base(model, stuff.task, chosen, given["quantize"]).to(place.device)
     setup.beneath(live, given["over"] or {})
     words = tokenizer_of(live, tokenizer)
@@ -115,7 +115,7 @@ def go(model: Any, data: Any, task: Task | None, folder: Path | None, method: Me
     stuff.task.begin(live, feed, chosen, say.say)
     total = chosen.steps or feed.steps(chosen.epochs or 3)
     with setup.conditions(live, chosen):
-        stepper = Stepper(live, stuff.task, feed, trained, chosen, place, total, folder)
+        stepper = Stepper(live, stuff.task, feed, trained, chosen, place, total, folder, say.say)
         filled = resolved(chosen, trained, length)
         identity = identify(live, stuff, feed, dev, trained, filled, total)
         loop = open_loop(live, stepper, dev, chosen, total, folder, identity, say, stop)

@@ -7,7 +7,7 @@ summation and, with dropout, for the noise: each micro-step of each rank draws i
 epoch weighs the same.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import isfinite
@@ -21,12 +21,13 @@ from featherweight.core import state as core
 from featherweight.core.adapter import Adapter
 from featherweight.core.errors import FeatherweightError, InputError, Problem, listed
 from featherweight.core.method import Method
-from featherweight.core.prepare import Batches
 from featherweight.core.switch import refresh
+from featherweight.evaluate.progress import quiet
 from featherweight.tasks import Task
 from featherweight.train import finite
 from featherweight.train.audit import audit, watching
 from featherweight.train.feed import Feed, moved
+from featherweight.train.measuring import Measured
 from featherweight.train.optimizers import optimizer, parameters, scale_rates
 from featherweight.train.paged import home, room
 from featherweight.train.ranks import Ranks
@@ -54,12 +55,12 @@ class Stepper:
 
     def __init__(
         self, model: nn.Module, task: Task, feed: Feed, trained: Trained, settings: Settings, ranks: Ranks, total: int,
-        folder: Path | None = None,
+        folder: Path | None = None, say: Callable[[str], None] = quiet,
     ):  # fmt: skip
         self.model, self.task, self.feed, self.trained = model, task, feed, trained
         self.settings, self.ranks, self.total = settings, ranks, total
         self.warmup = warmup_steps(settings.warmup, total)
-        self.prepare()
+        self.prepare(say)
         pages = home(ranks.device, folder) if settings.paged else None
         self.optimizer = optimizer(settings.optimizer, list(trained.values()), settings.lr, settings.decay, pages)
         self.parameters = parameters(self.optimizer)
@@ -67,11 +68,13 @@ class Stepper:
         self.audited = False
         self.still: list[str] = []  # tensors whose first gradient was zero
 
-    def prepare(self) -> None:
-        """Let the methods start from data or weights; every rank sees the same batches."""
+    def prepare(self, say: Callable[[str], None]) -> None:
+        """Let the methods start from data or weights, and say so; every rank sees the same batches."""
         reseed(self.settings.seed, "prepare")
         for method, adapters in self.trained.values():
-            method.prepare(self.model, adapters, Batches(self.batches, self.summed))
+            batches = Measured(type(method).__name__.lower(), self.batches, self.summed, say)
+            method.prepare(self.model, adapters, batches)
+            batches.done()
         refresh(self.model)  # a start may bring parameters of its own
 
     def summed(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

@@ -23,6 +23,7 @@ from featherweight.core.encoded import encoded, same
 from featherweight.core.errors import Problem, alike, raise_all
 from featherweight.core.host import hosts
 from featherweight.core.part import transposed
+from featherweight.core.prepare import say
 from featherweight.core.state import single
 from featherweight.methods.lowrank import LowRank
 from featherweight.methods.starts.pissa import pissa
@@ -53,6 +54,8 @@ def prepare(
     waits = {path: a for path, a in adapters.items() if any(fresh(one) for _, one in single({path: a}))}
     modules = dict(hosts(model))
     raise_all(alike(p for path in waits for p in obstacles(model, path, modules[path])))
+    if waits:
+        say(batches, f"loftq: starting {len(waits)} layers from what quantizing lost …")
     for path, adapter in waits.items():
         begin(modules[path], adapter, original(model, path)[...])
 
