@@ -113,8 +113,10 @@ def test_calibrated_formats(fw, llama, tmp_path, texts):
     result = fw("quantize", llama, "--scheme", "gptq", "--output", tmp_path / "a")
     assert result.code == 2
     assert "--calibration: the number format is calibrated on data" in result.err
-    assert fw("quantize", llama, "--scheme", "gptq", "--scheme.group", 16, "--output", tmp_path / "b",
-              "--calibration", texts).code == 0  # fmt: skip
+    done = fw("quantize", llama, "--scheme", "gptq", "--scheme.group", 16, "--output", tmp_path / "b",
+              "--calibration", texts)  # fmt: skip
+    assert done.code == 0
+    assert f"quantize: measuring the layers on up to 128 rows of {texts} …" in done.err
     assert "GPTQ(group=16)" in repr(fw_api.load_base(tmp_path / "b"))
 
 

@@ -88,6 +88,16 @@ def test_every_module_is_encoded_from_the_inputs_it_will_have(arch: str) -> None
     assert not any("forward" in vars(m) or m._forward_pre_hooks for m in model.modules())
 
 
+def test_every_block_is_told_as_it_is_done() -> None:
+    seen: list[tuple[int, int]] = []
+    model = tiny("llama")
+    calibrated(model, spots(model), Seen(), two("llama"), told=lambda done, all_: seen.append((done, all_)))
+    count = len(spots(model))
+    assert seen[-1] == (count, count)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert len(seen) >= 2
+
+
 @pytest.mark.parametrize("arch", EVERY)
 def test_blocks_of_every_architecture_are_driven_alone(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fallback that nobody sees would make calibration many times slower."""

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from featherweight.cli.base import fresh, pairs
 from featherweight.cli.quantize_screen import listing, table
 from featherweight.cli.recipes import read
-from featherweight.cli.screen import Shown
+from featherweight.cli.screen import Shown, told
 from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.files.staged import staged
 
@@ -137,12 +137,15 @@ def whole(
 ) -> Any:
     """The model in float, quantized with what runs through it."""
     from featherweight.cli.calibration import batches
+    from featherweight.evaluate.progress import teller
     from featherweight.interop import load_base
     from featherweight.quant.quantize import quantize
 
     loaded = load_base(model, dtype=dtype)
     seen = batches(loaded, calibration, pairs(columns), rows, length, batch)
-    quantize(loaded, recipe.scheme, targets=recipe.targets, skip=recipe.skip, batches=seen)
+    told(f"quantize: measuring the layers on up to {rows} rows of {calibration} …")
+    quantize(loaded, recipe.scheme, targets=recipe.targets, skip=recipe.skip, batches=seen,
+             told=teller(told, "quantize", what="layers"))  # fmt: skip
     return loaded
 
 

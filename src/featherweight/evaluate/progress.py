@@ -11,7 +11,7 @@ def quiet(text: str) -> None:
     """Says nothing."""
 
 
-def teller(say: Say, head: str, every: float = EVERY) -> Callable[[int, int], None]:
+def teller(say: Say, head: str, every: float = EVERY, what: str = "rows") -> Callable[[int, int], None]:
     """What is told rows that are done: it says so, but not more often than every few seconds."""
     began = last = monotonic()
 
@@ -21,7 +21,7 @@ def teller(say: Say, head: str, every: float = EVERY) -> Callable[[int, int], No
         if done < rows and now - last >= every:
             last = now
             left = (now - began) / done * (rows - done)
-            say(f"{head}: {done:,} of {rows:,} rows, about {left:,.0f} s left")
+            say(f"{head}: {done:,} of {rows:,} {what}, about {left:,.0f} s left")
 
     return told
 

@@ -30,12 +30,14 @@ Run = Callable[[int], Any]  # the number of a batch -> that batch goes through w
 
 
 def calibrated(
-    model: nn.Module, places: Sequence[Any], scheme: Scheme, batches: Iterable[Batch], sequential: bool = True
-) -> dict[str, Packed]:
+    model: nn.Module, places: Sequence[Any], scheme: Scheme, batches: Iterable[Batch], sequential: bool = True,
+    told: Callable[[int, int], None] | None = None,
+) -> dict[str, Packed]:  # fmt: skip
     """The packed tensors of every place (something with `path` and `module`) by path; the model is left as it was.
 
     batches: mappings, the model's inputs; positions that an attention mask leaves out are not seen. Not `sequential`:
     all modules of a block are seen at once, in one pass instead of about four. Adapters are off, dropout too.
+    told: called with the places that are done and the number of all.
     Raises InputError with every place that no batch reaches, before anything is encoded.
     """
     held = list(batches)
@@ -43,7 +45,7 @@ def calibrated(
     with quiet(model), ExitStack() as stack:
         work = Calibration(model, scheme, held, sequential, stack)
         for blocks, group in groupby(work.in_order(places), work.chain_of):
-            work.settle_chain(blocks, list(group))
+            work.settle_chain(blocks, list(group), lambda: told and told(len(work.packed), len(places)))
     return work.packed
 
 
@@ -96,8 +98,8 @@ class Calibration:
         self.batch = self.batches[i]
         return self.model(**self.batch)
 
-    def settle_chain(self, blocks: Sequence[tuple[str, nn.Module]], places: list[Any]) -> None:
-        """Settle places that are all in these blocks, or outside of any."""
+    def settle_chain(self, blocks: Sequence[tuple[str, nn.Module]], places: list[Any], done: Callable[[], Any]) -> None:
+        """Settle places that are all in these blocks, or outside of any; `done` is called after each block."""
         try:
             runs = [partial(self.whole, i) for i in range(len(self.batches))]
             chain = Chain.of([b for _, b in blocks], runs) if blocks else None
@@ -106,6 +108,7 @@ class Calibration:
         for number, (path, _) in enumerate(blocks or [("", self.model)]):
             inside = [p for p in places if p.path.startswith(f"{path}.") or not blocks]
             self.settle(inside, self.whole if chain is None else partial(self.driven, chain, number))
+            done()
             if chain is not None:
                 chain.step(number)
 

@@ -33,13 +33,15 @@ def quantize(
     skip: Targets = (),
     batches: Iterable[Any] | None = None,
     dtype: torch.dtype | None = None,
+    told: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Quantize the linear layers of the model's blocks in place; the report is also `model.quantization_report`.
 
     targets, skip: roles, names, regexes or a predicate, as for `attach`. Norms, embeddings and heads stay as they are
     unless they are targets; what cannot be encoded is in the report with its reason.
     batches: what the model is called with; layers' output errors are measured on them, and schemes that are calibrated
-    need them. dtype: what weights decode to (default: what they were).
+    need them. dtype: what weights decode to (default: what they were). told: called while a scheme is calibrated, with
+    the layers that are done and the number of all.
     Raises one InputError over all that is wrong, before anything is changed: NaN and infinity, empty tensors, sharded
     models, tensors without memory, nothing left to quantize, a calibrated scheme without batches.
     """
@@ -47,7 +49,7 @@ def quantize(
     choice = choose(model, targets, skip, scheme)
     raise_all(problems(choice, scheme, batches))
     held = None if batches is None else list(batches)
-    packed = encoded(model, choice.places, scheme, held) if held is not None else None
+    packed = encoded(model, choice.places, scheme, held, told) if held is not None else None
     outputs = {} if packed is None else output_errors(model, choice.places, scheme, packed, held or ())
     switch_of(model).forget(p.own for p in choice.places)
     layers = with_outputs([replaced(p, scheme, packed, dtype) for p in choice.places], outputs)
@@ -62,12 +64,15 @@ def settled(model: nn.Module, report: Report) -> Report:
     return report
 
 
-def encoded(model: nn.Module, places: tuple[Place, ...], scheme: Scheme, batches: list[Any]) -> dict[str, Packed]:
+def encoded(
+    model: nn.Module, places: tuple[Place, ...], scheme: Scheme, batches: list[Any],
+    told: Callable[[int, int], None] | None = None,
+) -> dict[str, Packed]:  # fmt: skip
     """The codes of every place, before any module changes."""
     if scheme.calibrated:
         from featherweight.quant.calibrate import calibrated
 
-        return calibrated(model, places, scheme, batches)
+        return calibrated(model, places, scheme, batches, told=told)
     return {p.path: p.codec(scheme).encode(matrix(p)) for p in places}
 
 
