@@ -145,7 +145,7 @@ API void fw_linear(const Weight* w, const Factors* f, float c, const void* x, in
   static_cast<Weight&>(a) = *w;
   if (f) static_cast<Factors&>(a) = *f;
   a.x = x, a.bias = bias, a.y = y, a.rows = rows, a.type = Type(type), a.bias_type = Type(bias_type), a.c = c;
-  size_t laid_out = level->prepare ? size_t(rows * a.k * width(type) + 63) / 64 * 64 : 0;
+  size_t laid_out = level->prepare ? size_t(rows * ((a.k + 127) / 128) * 128 * width(type)) : 0;
   char* ready = static_cast<char*>(shared.at_least(laid_out + size_t(rows * a.rank * 4)));
   float* low = reinterpret_cast<float*>(ready + laid_out);
   a.low = low;

@@ -7,6 +7,7 @@ const Kernels* avx512_kernels() { return nullptr; }
 #else
 
 #include <immintrin.h>
+#include <type_traits>
 
 #include "common.h"
 #include "linear.h"

@@ -1,11 +1,25 @@
 // Few rows of x by packed weights whose codes are never written out: Ŵ passes through registers alone. Looking up and
 // adding up use different ports, so that decoding once for every few rows costs next to nothing.
 
+// 128 codes as bfloat16, in quarters: codes 4 i + s of the 32 words in w[s]. `values` is the table times the scale of the
+// first 64 codes, and of the second 64 behind it.
+inline void quarters(__m512i codes, __m512i values, __m512i* w) {
+  const __m512i nibbles = _mm512_set1_epi16(0x0f0f);
+  const __m512i second = _mm512_mask_set1_epi16(_mm512_setzero_si512(), 0xffff0000u, 0x1010);
+  __m512i high = _mm512_ternarylogic_epi64(_mm512_srli_epi16(codes, 4), nibbles, second, 0xea);  // a & b | c
+  __m512i low = _mm512_ternarylogic_epi64(codes, nibbles, second, 0xea);
+  w[0] = _mm512_permutexvar_epi16(high, values);
+  w[1] = _mm512_permutexvar_epi16(low, values);
+  w[2] = _mm512_permutexvar_epi16(_mm512_srli_epi16(high, 8), values);
+  w[3] = _mm512_permutexvar_epi16(_mm512_srli_epi16(low, 8), values);
+}
+
 // R rows of Ŵ by rows m .. m + M of x, which `prepare` laid out.
 template <int R, int M>
 void few(const Linear& a, int64_t n, int64_t m) {
+  int64_t wide = quartered(a.k);
   const uint8_t* codes = static_cast<const uint8_t*>(a.codes) + n * a.k / 2;
-  const uint16_t* x = static_cast<const uint16_t*>(a.x) + m * a.k;
+  const uint16_t* x = static_cast<const uint16_t*>(a.x) + m * wide;
   __m512 table = _mm512_loadu_ps(a.table), acc[R][M];
   const float* scale[R];
   int64_t left[R];
@@ -17,25 +31,35 @@ void few(const Linear& a, int64_t n, int64_t m) {
 #pragma GCC unroll 8
     for (int j = 0; j < M; j++) acc[r][j] = begin(a, m + j, n + r);
   }
-  for (int64_t i = 0; i < a.k; i += 64) {
-    __m512i even[R], odd[R];
+  auto scaled = [&](int r) __attribute__((always_inline)) {
+    __m512 v = _mm512_mul_ps(table, _mm512_set1_ps(*scale[r]));
+    left[r] -= 64;
+    if (!left[r]) left[r] = a.block, scale[r]++;
+    return v;
+  };
+  auto step = [&](int64_t i, auto half) __attribute__((always_inline)) {
+    __m512i w[R][4];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       const uint8_t* q = codes + (r * a.k + i) / 2;
-      if (!(i & 64)) _mm_prefetch(reinterpret_cast<const char*>(q + R * a.k), _MM_HINT_T1);  // a line, 2 R rows on
-      split(q, table, *scale[r], even[r], odd[r]);
-      left[r] -= 64;
-      if (!left[r]) left[r] = a.block, scale[r]++;
+      _mm_prefetch(reinterpret_cast<const char*>(q + R * a.k), _MM_HINT_T1);  // a line, 2 R rows on
+      __m512 one = scaled(r), two = half ? one : scaled(r);
+      quarters(half ? _mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(q)))
+                    : _mm512_loadu_si512(q),
+               (__m512i)_mm512_cvtne2ps_pbh(two, one), w[r]);
     }
 #pragma GCC unroll 8
-    for (int j = 0; j < M; j++) {
-      __m512bh u = (__m512bh)_mm512_loadu_si512(x + j * a.k + i), v = (__m512bh)_mm512_loadu_si512(x + j * a.k + i + 32);
+    for (int j = 0; j < M; j++)
 #pragma GCC unroll 8
-      for (int r = 0; r < R; r++) acc[r][j] = _mm512_dpbf16_ps(acc[r][j], (__m512bh)even[r], u);
+      for (int s = 0; s < 4; s++) {
+        __m512bh u = (__m512bh)_mm512_loadu_si512(x + j * wide + i + 32 * s);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; r++) acc[r][j] = _mm512_dpbf16_ps(acc[r][j], (__m512bh)odd[r], v);
-    }
-  }
+        for (int r = 0; r < R; r++) acc[r][j] = _mm512_dpbf16_ps(acc[r][j], (__m512bh)w[r][s], u);
+      }
+  };
+  int64_t i = 0;
+  for (; i + 128 <= a.k; i += 128) step(i, std::false_type());
+  if (i < a.k) step(i, std::true_type());
 #pragma GCC unroll 8
   for (int j = 0; j < M; j++) {
     float sums[R];

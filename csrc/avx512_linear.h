@@ -1,8 +1,8 @@
 // The packed product at this level: tiles of GROUP rows of Ŵ by TILE rows of x, sums in registers.
 //
 // bfloat16 over whole blocks takes a shorter way: both operands keep, in every 64 elements, the even ones before the odd
-// ones, so that a nibble is looked up where it lies. x is laid out so once; few rows of x need no scratch for Ŵ at all.
-// The processor rounds there, which makes denormals of Ŵ zero.
+// ones (for few rows every fourth of 128), so that a nibble is looked up where it lies. x is laid out so once; few rows of
+// x need no scratch for Ŵ at all. The processor rounds there, which makes denormals of Ŵ zero.
 
 struct Level {
   static constexpr int TILE = 3;
@@ -116,19 +116,38 @@ inline bool whole(const Linear& a) { return a.type == BF16 && a.table && a.k % 6
 // few rows of x: Ŵ passes through registers; a decoded group of long rows no longer fits the first cache
 inline bool few_of(const Linear& a) { return a.rows <= 4 || (a.rows <= 16 && a.k > 2048); }
 
-// In every 64 elements of x: the even ones, then the odd ones.
+inline int64_t quartered(int64_t k) { return (k + 127) / 128 * 128; }
+
+// the even words of u and v, then their odd ones
+inline void halve(__m512i& u, __m512i& v) {
+  alignas(64) uint16_t even[32];
+  for (int i = 0; i < 32; i++) even[i] = uint16_t(2 * i);
+  __m512i first = _mm512_load_si512(even), second = _mm512_add_epi16(first, _mm512_set1_epi16(1)), old = u;
+  u = _mm512_permutex2var_epi16(old, first, v);
+  v = _mm512_permutex2var_epi16(old, second, v);
+}
+
+// In every 64 elements of x: the even ones, then the odd ones. For few rows in every 128: the first of each four, then
+// the second, third and fourth of each; rows end in zeros there.
 void prepare(const Linear& a, void* shared) {
   if (!whole(a)) return;
-  alignas(64) uint16_t even[32], odd[32];
-  for (int i = 0; i < 32; i++) even[i] = uint16_t(2 * i), odd[i] = uint16_t(2 * i + 1);
-  __m512i first = _mm512_load_si512(even), second = _mm512_load_si512(odd);
   const uint16_t* x = static_cast<const uint16_t*>(a.x);
   uint16_t* out = static_cast<uint16_t*>(shared);
-  for (int64_t i = 0; i < a.rows * a.k; i += 64) {
-    __m512i u = _mm512_loadu_si512(x + i), v = _mm512_loadu_si512(x + i + 32);
-    _mm512_storeu_si512(out + i, _mm512_permutex2var_epi16(u, first, v));
-    _mm512_storeu_si512(out + i + 32, _mm512_permutex2var_epi16(u, second, v));
-  }
+  if (!few_of(a))
+    for (int64_t i = 0; i < a.rows * a.k; i += 64) {
+      __m512i u = _mm512_loadu_si512(x + i), v = _mm512_loadu_si512(x + i + 32);
+      halve(u, v);
+      _mm512_storeu_si512(out + i, u), _mm512_storeu_si512(out + i + 32, v);
+    }
+  else
+    for (int64_t m = 0; m < a.rows; m++, x += a.k)
+      for (int64_t i = 0; i < a.k; i += 128, out += 128) {
+        __m512i w[4] = {};
+        for (int s = 0; s < (a.k - i < 128 ? 2 : 4); s++) w[s] = _mm512_loadu_si512(x + i + 32 * s);
+        halve(w[0], w[1]), halve(w[2], w[3]);
+        halve(w[0], w[2]), halve(w[1], w[3]);
+        for (int s = 0; s < 4; s++) _mm512_storeu_si512(out + 32 * s, w[s]);
+      }
 }
 
 // 64 codes of one block as bfloat16, even ones and odd ones.
@@ -183,6 +202,7 @@ void project(const Linear& a, float* low, int64_t first, int64_t last) {
 inline __m512 begin(const Linear& a, int64_t m, int64_t n) {
   __m512 acc = _mm512_setzero_ps();
   for (int64_t i = 0; i < a.rank; i += 16) {
+    _mm_prefetch(static_cast<const char*>(a.B) + ((n + 16) * a.rank + i) * (a.B_type == F32 ? 4 : 2), _MM_HINT_T1);
     __mmask16 in = lanes(a.rank - i);
     __m512 B = a.B_type == F32 ? read<F32>(a.B, n * a.rank + i, in) : read<BF16>(a.B, n * a.rank + i, in);
     acc = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(in, a.low + m * a.rank + i), B, acc);

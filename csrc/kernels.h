@@ -63,7 +63,8 @@ struct Kernels {
                         int64_t first, int64_t last);
   void (*rescale)(const int32_t* acc, const float* row, const float* col, const float* bias, void* out, Type type,
                   int64_t m, int64_t first, int64_t last);
-  // once for a product: x as the level likes it, into room for rows * k elements; null where it likes it as it is
+  // once for a product: x as the level likes it, into room for rows * k elements, k rounded up to 128; null where it
+  // likes it as it is
   void (*prepare)(const Linear& a, void* shared);
   // c x Aᵀ, columns [first, last) of it
   void (*project)(const Linear& a, float* low, int64_t first, int64_t last);

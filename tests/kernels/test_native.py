@@ -181,10 +181,10 @@ def test_rescale(level, dtype, bias):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_packed_product_is_over_the_decoded_weight_to_the_bit(level, dtype):
     """Rows of the identity pick single weights: no sum, so no order of summation to differ in."""
-    for k in (k for k in LAW if k % 2 == 0):
+    for k in (*(k for k in LAW if k % 2 == 0), 64, 128, 192, 320, 2176, 4160):  # whole blocks, and a last half of 128
         W, eye = weights(37, k), torch.eye(k, dtype=dtype)[-60:]
         codes, absmax = ops.encode4(W, NF4, 64)
-        for rows in (1, 3, 60):
+        for rows in (1, 3, 7, 60):
             y = ops.native["linear4"](eye[-rows:], codes, absmax, NF4, 64, (37, k), None, None, None, 0.0)
             assert torch.equal(y, ops.decode4(codes, absmax, NF4, 64, (37, k), dtype).t()[-rows:])
             for block in (k, 64, 37 * k):

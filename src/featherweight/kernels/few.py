@@ -56,12 +56,13 @@ def lent(layer: Any) -> Callable[..., Tensor]:
     """The forward to lend to a layer."""
     own = partial(forward16 if plain16(layer) else type(layer).forward, layer)
     switch = getattr(layer, "switch", None)
-    dtype = k = turn = again = None
+    dtype = k = turn = None
+    again: Any = None
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:
         nonlocal dtype, k, turn, again
         if kwargs or len(args) != 1:
-            return type(layer).forward(layer, *args, **kwargs)  # type: ignore[no-any-return]
+            return type(layer).forward(layer, *args, **kwargs)
         (x,) = args
         if not few(x):
             return own(x)
