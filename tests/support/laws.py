@@ -72,7 +72,8 @@ def attached(
 
 def far(a: Tensor, b: Tensor) -> float:
     """The largest difference, relative to the largest of b."""
-    return float((a.float() - b.float()).abs().max() / b.float().abs().max())
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).abs().max() / b.abs().max())
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
