@@ -95,9 +95,30 @@ def test_train_eval_predict_in_the_same_words(fw, llama, tweets, own, tmp_path):
     assert answer["probability"] == max(answer["probabilities"])
     shown = fw("predict", "--adapter", out, "--data", new)
     assert "the staff is slow" in shown.out
-    refused = fw("eval", "--adapter", out, "--data", file, "--template", own, "--columns", "text=Tweet text")
-    assert (refused.code, "do not go together" in refused.err) == (2, True)
+    refused = fw("eval", "--adapter", out, "--data", file, "--columns", "text=Tweet text")
+    assert refused.code == 2
+    assert "columns.text: the templates have no such field; choose from tweet_text, label" in refused.err
     assert fw("predict", "--adapter", out, "so good").code == 2
+
+
+def test_columns_of_the_file_stand_for_fields_of_the_templates(fw, llama, tweets, own, tmp_path):
+    """Every command that words rows: train, plan, eval, predict, data, templates."""
+    there = tweets / "twitter_complaints" / "train.csv"
+    file = tmp_path / "renamed.csv"
+    file.write_text(there.read_text().replace("Tweet text", "Body").replace("Label", "Kind"))
+    columns = ["--columns", "tweet_text=Body,label=Kind"]
+    out = tmp_path / "out"
+    words = ["--data", file, "--template", own, *columns]
+    done = fw("train", "--model", llama, *words, "--recipe", "tfew", "--steps", 1, "--output", out)
+    assert done.code == 0, done.err
+    assert fw("plan", llama, *words, "--recipe", "tfew").code == 0
+    scored = fw("eval", "--adapter", out, "--data", file, *columns, "--json").json
+    assert scored["template"] == str(own)
+    shown = fw("predict", "--adapter", out, "--data", file, "--columns", "tweet_text=Body")
+    assert "the pub is cold 7 " in shown.out
+    assert "is\n    bad" in fw("templates", own, "--data", file, *columns).out
+    assert "- bad" in fw("data", file, "--template", f"{own}/is", *columns).out
+    assert "did you mean 'Body'?" in fw("data", file, "--template", own, "--columns", "tweet_text=body").err
 
 
 def test_seeds_print_their_median(fw, llama, tweets, own, tmp_path):

@@ -182,8 +182,26 @@ def test_templates_word_the_rows_and_are_on_record(folder, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "sst2.jsonl: 6 training and 0 dev rows" in card
     assert "| template | sst2/review |" in card
-    with pytest.raises(InputError, match="templates and columns do not go together"):
-        fw.train(str(folder), folder / "sst2.jsonl", columns={"text": "sentence"}, **given)
+
+
+def test_columns_stand_for_the_fields_of_templates(folder, tmp_path):
+    """The same run as of a file whose columns have the templates' names, and on record as given."""
+    rows = [{"review": f"the pub is {word}", "stars": i % 2} for i, word in enumerate(WORDS)]
+    named = [{"sentence": row["review"], "label": row["stars"]} for row in rows]
+    for name, made in (("theirs", rows), ("ours", named)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    given = {"recipe": "tfew", "steps": 2, "template": "sst2/review"}
+    columns = {"sentence": "review", "label": "stars"}
+    theirs = fw.train(str(folder), tmp_path / "theirs.jsonl", output=tmp_path / "out", columns=columns, **given)
+    ours = fw.train(str(folder), tmp_path / "ours.jsonl", **given)
+    assert [r["loss"] for r in theirs.history] == [r["loss"] for r in ours.history]
+    assert tomllib.loads((tmp_path / "out" / "run.toml").read_text())["columns"] == columns
+    wrong = {"text": "review", "label": "star"}
+    with pytest.raises(InputError) as caught:
+        fw.train(str(folder), tmp_path / "theirs.jsonl", columns=wrong, **given)
+    said = [str(p) for p in caught.value.problems]
+    assert said[0] == "columns.label: no such column; got 'star'; did you mean 'stars'?"
+    assert said[1].startswith("columns.text: the templates have no such field; choose from sentence, label")
 
 
 def test_rows_without_choices_are_refused(t5, tokenizer):

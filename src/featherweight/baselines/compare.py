@@ -117,7 +117,7 @@ def read(train: Any, test: Any, template: str | None, columns: Any) -> tuple[lis
     if template is not None:
         from featherweight.data.templates import prompted
 
-        sources = [prompted(source, template) for source in sources]
+        sources = [prompted(source, template, columns=columns) for source in sources]
     (_, pool, first), (_, asked, second) = (
         labelled(source, split, None if template else columns)
         for source, split in zip(sources, ("train", None), strict=True)

@@ -37,8 +37,8 @@ def command(
     from featherweight.tasks.pick import task_for
 
     wanted = named(task)
-    worded = template_of(template, None, columns)
-    loaded = load(data, pairs(columns)) if worded is None else prompted(data, worded)
+    worded = template_of(template, None)
+    loaded = load(data, pairs(columns)) if worded is None else prompted(data, worded, columns=columns)
     tokenizer: Any = None
     if model is not None:
         from featherweight.interop.transformers import load_tokenizer

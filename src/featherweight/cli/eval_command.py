@@ -33,11 +33,11 @@ def command(
     from featherweight.evaluate.averaged import averaged
     from featherweight.evaluate.progress import teller
 
-    worded = template_of(template, adapter, columns)
+    worded = template_of(template, adapter)
     loaded, wanted = opened(adapter, model, task, device, quantize)
     if worded is not None:
         scores = averaged(loaded, data, worded, wanted, batch=batch, length=length, split=split,
-                          told=teller(told, "eval"))  # fmt: skip
+                          columns=pairs(columns), told=teller(told, "eval"))  # fmt: skip
         return Shown({"template": worded, **scores.to_dict()}, (repr(scores), f"prompt templates: {worded}"))
     scores = evaluate(
         loaded, data, wanted, batch=batch, length=length, split=split,

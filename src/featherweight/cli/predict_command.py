@@ -40,11 +40,11 @@ def command(
         raise InputError(Problem("unknown kind of file", "--output", listed(FILES), repr(str(output))))
     from featherweight.data.read import read
 
-    worded = template_of(template, adapter, columns)
+    worded = template_of(template, adapter)
     if worded is not None and data is None:
         raise InputError(Problem("templates word the rows of a file", "--data", fix="--data FILE, or --template none"))
     mapping = pairs(columns)
-    found = read([{"text": word} for word in words] if data is None else data, mapping)
+    found = read([{"text": word} for word in words] if data is None else data, None if worded else mapping)
     rows = [row.fields for row in found]
     loaded, wanted = opened(adapter, model, task, device, quantize)
     source: Any = list(words) if data is None else data
@@ -62,8 +62,8 @@ def made(template: str | None, mapping: Mapping[str, str] | None) -> Callable[..
     from featherweight.evaluate.averaged import answers
     from featherweight.evaluate.progress import teller
 
-    found = partial(predict, columns=mapping) if template is None else partial(answers, name=template)
-    return partial(found, told=teller(told, "predict"))
+    found = predict if template is None else partial(answers, name=template)
+    return partial(found, columns=mapping, told=teller(told, "predict"))
 
 
 def known_by(rows: Any, mapping: Mapping[str, str] | None, template: str | None) -> list[str]:
@@ -74,6 +74,7 @@ def known_by(rows: Any, mapping: Mapping[str, str] | None, template: str | None)
 
     if template is not None:
         printed = set().union(*(wording.needs for wording in prompts(template).templates.values()))
+        printed |= {theirs for ours, theirs in (mapping or {}).items() if ours in printed}
         return [key for key in rows[0].fields if key in printed or plain_name(key) in printed]
     columns = shape_of(rows, mapping).columns
     roles = ("text", "text_pair", "prompt", "instruction", "messages", "question", "tokens", "subject", "anchor")

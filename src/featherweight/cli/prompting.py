@@ -12,15 +12,12 @@ TEMPLATE = (
 RUN = "run.toml"
 
 
-def template_of(given: str | None, adapter: Path | None, columns: str | None = None) -> str | None:
-    """The templates' name, None for rows that are read as they stand. Raises InputError where templates and columns are
-    both given, and for an adapter of several sets when none is named."""
-    if given is not None and columns:
-        fix = "templates name the columns of the file themselves"
-        raise InputError(Problem("templates and columns do not go together", "--columns", fix=fix))
+def template_of(given: str | None, adapter: Path | None) -> str | None:
+    """The templates' name, None for rows that are read as they stand. Raises InputError for an adapter of several sets
+    when none is named."""
     if given is not None:
         return None if given.lower() == "none" else given.removesuffix("/drawn")
-    found = None if adapter is None or columns else trained_with(adapter)
+    found = None if adapter is None else trained_with(adapter)
     if found is not None and "," in found:
         raise InputError(
             Problem("which templates?", "--template", f"one of {found}", fix="the adapter was trained on all of them")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from featherweight.cli.base import pairs
 from featherweight.cli.screen import Shown
 from featherweight.core.errors import InputError, Problem
 
@@ -17,6 +18,9 @@ def command(
     /,
     *,
     data: Annotated[str | None, Parameter(help="File or folder whose rows to show as they will be asked.")] = None,
+    columns: Annotated[
+        str | None, Parameter(help="Which column of it stands for a field: premise=text1,hypothesis=text2.")
+    ] = None,
     samples: Annotated[int, Parameter(help="Rows to show.")] = 1,
 ) -> Shown:
     """The prompt templates: which sets there are, what one of them says, and how it words the rows of a file."""
@@ -29,7 +33,7 @@ def command(
             raise InputError(Problem("which templates?", "SET", fix="fw templates SET --data FILE"))
         return listing()
     found = prompts(name)
-    return wordings(found) if data is None else asked(found, name, data, samples)
+    return wordings(found) if data is None else asked(found, name, data, samples, pairs(columns))
 
 
 def listing() -> Shown:
@@ -64,11 +68,11 @@ def wordings(found: "Prompts") -> Shown:
     return Shown({"set": found.name, "templates": texts, "labels": list(found.labels)}, tuple(pieces))
 
 
-def asked(found: "Prompts", name: str | Path, data: str, samples: int) -> Shown:
+def asked(found: "Prompts", name: str | Path, data: str, samples: int, columns: dict[str, str] | None) -> Shown:
     """Rows of a file, by every template."""
     from featherweight.data.templates import prompted, raw
 
-    splits, _ = raw(data)
+    splits, _ = raw(data, columns, [found])
     shown: list[dict[str, Any]] = []
     pieces: list[Any] = []
     for template in found.templates:

@@ -43,13 +43,18 @@ class Shape:
         return "text_pair" in self.columns
 
 
-def mapping(columns: Mapping[str, str] | str | None) -> dict[str, str]:
-    """`"text=review,label=stars"` or a dict, as role → column. Raises InputError for unknown roles."""
+def pairs(columns: Mapping[str, str] | str | None) -> dict[str, str]:
+    """`"text=review,label=stars"` or a dict, as ours → theirs."""
     if isinstance(columns, str):
         parts = [part.split("=", 1) for part in columns.split(",") if part.strip()]
         raise_all(Problem("not a mapping", "columns", "role=column", repr(p[0]), FIX) for p in parts if len(p) != 2)
-        columns = {role.strip(): column.strip() for role, column in parts}
-    chosen = dict(columns or {})
+        return {role.strip(): column.strip() for role, column in parts}
+    return dict(columns or {})
+
+
+def mapping(columns: Mapping[str, str] | str | None) -> dict[str, str]:
+    """The pairs, as role → column. Raises InputError for unknown roles."""
+    chosen = pairs(columns)
     raise_all(Problem("unknown role", f"columns.{role}", fix=did_you_mean(role, names.ROLES))
               for role in chosen if role not in names.ROLES)  # fmt: skip
     return chosen
@@ -60,8 +65,7 @@ def shape_of(rows: Sequence[Row], columns: Mapping[str, str] | str | None = None
     chosen = mapping(columns)
     seen = list(dict.fromkeys(key for row in rows for key in row.fields))
     where = rows[0].where.rsplit(":", 1)[0]
-    raise_all(Problem("no such column", f"columns.{role}", got=repr(column), fix=did_you_mean(column, seen))
-              for role, column in chosen.items() if column not in seen)  # fmt: skip
+    raise_all(absent(chosen, seen))
     found = candidates(by_name(seen, chosen))
     if len(seen) == 1 and not chosen:
         found = found or [{"text": seen[0]}]
@@ -69,6 +73,12 @@ def shape_of(rows: Sequence[Row], columns: Mapping[str, str] | str | None = None
     if len(found) != 1:
         raise InputError(undecided(where, rows, seen, found))
     return settle(rows, found[0])
+
+
+def absent(chosen: Mapping[str, str], seen: Sequence[str]) -> list[Problem]:
+    """The mapped columns that no row has."""
+    return [Problem("no such column", f"columns.{role}", got=repr(column), fix=did_you_mean(column, seen))
+            for role, column in chosen.items() if column not in seen]  # fmt: skip
 
 
 def undecided(where: str, rows: Sequence[Row], seen: list[str], found: list[dict[str, str]]) -> Problem:

@@ -7,20 +7,22 @@ every template      rte                 each row as often as there are templates
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from featherweight.core.errors import InputError, Problem, listed, raise_all
+from featherweight.core.errors import InputError, Problem, did_you_mean, listed, raise_all
 from featherweight.data.jsons import short
 from featherweight.data.load import Data, collect, fitting, gather, named
 from featherweight.data.names import plain_name
 from featherweight.data.prompt_sets import HOME, Prompts, Wording, prompts, template_sets
 from featherweight.data.raft import numbers_beside
 from featherweight.data.rows import examples
-from featherweight.data.shape import Shape, missing
+from featherweight.data.shape import Shape, absent, missing, pairs
 from featherweight.data.slots import SLOT
 from featherweight.data.types import Row, Rows
 
@@ -38,17 +40,19 @@ def prompted(
     seed: int | None = None,
     every: bool = False,
     answers: bool = True,
+    columns: Mapping[str, str] | str | None = None,
 ) -> Data:
     """`load` of a data set in its own columns, its rows rendered as text and choices by one `template` of the set
     `name` (or `name/template`), or by its templates: in turn, one a row drawn by the `seed`, or with `every` each
     training row by each of them. `"rte,cb"` names the sets of a mixture of files, in their order. Without `answers`
-    labels are not looked at.
+    labels are not looked at. `columns` says which of the file's columns stands for a field of the templates:
+    `premise=text1,hypothesis=text2`.
 
     Raises InputError over every row that lacks a field or has a label that the set does not know, and once over a
     column that no row of a file has.
     """
-    splits, weights = raw(source)
     sets = [prompts(part, template) for part in parts(name)]
+    splits, weights = raw(source, columns, sets)
     check_sources(sets, splits, name)
     problems: list[Problem] = []
     made = {
@@ -64,10 +68,10 @@ def prompted(
     return Data(**{"train": Rows(), **made}, shape=shape, weights=weights, notes=notes, name=named(source))
 
 
-def trained_on(source: Any, template: str, seed: int) -> Data:
+def trained_on(source: Any, template: str, seed: int, columns: Mapping[str, str] | str | None = None) -> Data:
     """`prompted` for training: `rte/guarantee` one template, `rte` each row by each, `rte/drawn` one drawn for each."""
-    drawn = template.endswith(DRAWN)
-    return prompted(source, template.removesuffix(DRAWN), seed=seed if drawn else None, every=not drawn)
+    drawn, name = template.endswith(DRAWN), template.removesuffix(DRAWN)
+    return prompted(source, name, seed=seed if drawn else None, every=not drawn, columns=columns)
 
 
 def parts(name: str | Path | Prompts) -> list[str | Path | Prompts]:
@@ -77,13 +81,43 @@ def parts(name: str | Path | Prompts) -> list[str | Path | Prompts]:
     return [name] if Path(name).is_dir() else [part.strip() for part in name.split(",")]
 
 
-def raw(source: Any) -> tuple[dict[str, Rows], tuple[float, ...] | None]:
-    """Rows by split in their own columns, also those that are read already."""
+def raw(
+    source: Any, columns: Mapping[str, str] | str | None = None, sets: Sequence[Prompts] = ()
+) -> tuple[dict[str, Rows], tuple[float, ...] | None]:
+    """Rows by split in their own columns, also those that are read already; mapped ones by the templates' names too."""
     if isinstance(source, Rows):
-        return {"train": source}, None
-    if isinstance(source, Mapping) and source and all(isinstance(rows, Rows) for rows in source.values()):
-        return dict(source), None
-    return gather(source, {})  # columns are the templates' business
+        splits, weights = {"train": source}, None
+    elif isinstance(source, Mapping) and source and all(isinstance(rows, Rows) for rows in source.values()):
+        splits, weights = dict(source), None
+    else:
+        splits, weights = gather(source, {})
+    chosen = pairs(columns)
+    raise_all(unknown(chosen, splits, sets))
+    return ({split: mapped(rows, chosen) for split, rows in splits.items()} if chosen else splits), weights
+
+
+def unknown(chosen: Mapping[str, str], splits: Mapping[str, Rows], sets: Sequence[Prompts]) -> list[Problem]:
+    """Columns that no row has, and fields that none of the templates names."""
+    texts = " ".join(w.source for one in sets for w in one.templates.values())
+    named = [*dict.fromkeys(n for one in sets for w in one.templates.values() for n in sorted(w.needs)), "label"]
+    seen = list(dict.fromkeys(str(key) for rows in splits.values() for row in rows for key in row.fields))
+    fix = " (--template none reads the rows as they stand)"
+    return absent(chosen, seen) + [
+        Problem("the templates have no such field", f"columns.{field}", fix=did_you_mean(field, named) + fix)
+        for field in chosen
+        if sets and field != "label" and not re.search(rf"\b{re.escape(field)}\b", texts)
+    ]
+
+
+def mapped(rows: Rows, chosen: Mapping[str, str]) -> Rows:
+    """The rows with the mapped columns under the templates' names as well."""
+    made = (
+        replace(
+            row, fields=row.fields | {f: row.fields[column] for f, column in chosen.items() if column in row.fields}
+        )
+        for row in rows
+    )
+    return Rows(made, rows.notes)
 
 
 def check_sources(sets: Sequence[Prompts], splits: Mapping[str, Rows], name: Any) -> None:

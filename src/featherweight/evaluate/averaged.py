@@ -16,7 +16,7 @@ from featherweight.core.errors import InputError, Problem, raise_all
 from featherweight.evaluate import run
 from featherweight.evaluate.scores import Scores
 from featherweight.evaluate.setting import task_of, tokenizer_of
-from featherweight.evaluate.source import labelled
+from featherweight.evaluate.source import Columns, labelled
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,16 +45,17 @@ class Asked:
 
 def averaged(
     model: nn.Module, source: Any, name: str | Path | Prompts, task: Task | None = None, *, tokenizer: Any = None,
-    batch: int = 32, length: int | None = None, split: str | None = None, told: run.Told = run.silent,
+    batch: int = 32, length: int | None = None, split: str | None = None, columns: Columns = None,
+    told: run.Told = run.silent,
 ) -> Scores:  # fmt: skip
     """Accuracy of the averaged probabilities (`accuracy`), of each template (`accuracy/<template>`) and their `median`.
 
-    `source` is a data set in its own columns, `name` its set of templates or one of them (`prompted`); the task is the
-    model's own, else the one for choices. Raises InputError for bad rows, and where two templates offer a row unlike
+    `source` is a data set in its own columns, `name` its set of templates or one of them, `columns` those of the file
+    that stand for the templates' fields (`prompted`); the task is the model's own, else the one for choices. Raises InputError for bad rows, and where two templates offer a row unlike
     numbers of choices.
     """
     asked = ask(model, source, name, task, tokenizer=tokenizer, batch=batch, length=length, split=split, labels=True,
-                told=told)  # fmt: skip
+                columns=columns, told=told)  # fmt: skip
     chosen, references = asked.task, [asked.task.reference(e) for e in asked.examples]
     alone = {f"accuracy/{t}": chosen.score(made, references)["accuracy"] for t, made in asked.found.items()}
     together = chosen.score(asked.together, references)["accuracy"]
@@ -63,11 +64,12 @@ def averaged(
 
 def answers(
     model: nn.Module, source: Any, name: str | Path | Prompts, task: Task | None = None, *, tokenizer: Any = None,
-    batch: int = 32, length: int | None = None, told: run.Told = run.silent,
+    batch: int = 32, length: int | None = None, columns: Columns = None, told: run.Told = run.silent,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The answer to each row, labelled or not, by the probabilities averaged over the templates: {label, probability,
     probabilities}, the label by its name where the set of templates has names."""
-    asked = ask(model, source, name, task, tokenizer=tokenizer, batch=batch, length=length, told=told)
+    asked = ask(model, source, name, task, tokenizer=tokenizer, batch=batch, length=length, columns=columns,
+                told=told)  # fmt: skip
     made = [asked.task.answer(p) for p in asked.together]
     return [a | {"label": asked.names[a["label"]]} for a in made] if asked.names else made
 
@@ -75,15 +77,15 @@ def answers(
 def ask(
     model: nn.Module, source: Any, name: str | Path | Prompts, task: Task | None = None, *, tokenizer: Any = None,
     batch: int = 32, length: int | None = None, split: str | None = None, labels: bool = False,
-    told: run.Told = run.silent,
+    columns: Columns = None, told: run.Told = run.silent,
 ) -> Asked:  # fmt: skip
     """The probability of each choice of each row, by template; `labels`: rows without one are an error."""
     from featherweight.data.load import collect
-    from featherweight.data.templates import label_names, prompted, prompts, raw
+    from featherweight.data.templates import label_names, parts, prompted, prompts, raw
     from featherweight.tasks.check import check_length
 
     tokenizer = tokenizer_of(model, tokenizer)
-    rows, _ = raw(source)
+    rows, _ = raw(source, columns, [prompts(part) for part in parts(name)])
     problems: list[Problem] = []
     asked_by = {template: collect(problems, prompted, rows, name, template, answers=labels)
                 for template in prompts(name).templates}  # fmt: skip

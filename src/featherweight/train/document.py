@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from featherweight.core.errors import InputError, Problem
-from featherweight.data.shape import mapping
+from featherweight.data.shape import pairs
 from featherweight.quant.recipe import Recipe
 from featherweight.train.recipes import RunRecipe
 from featherweight.train.settings import Settings
@@ -24,7 +24,7 @@ def origin(model: Any, data: Any, output: Path | None, name: str, columns: Any, 
     """What was given, by the names of the command line; None where it has no name there (a live model)."""
     return {
         "model": pathlike(model), "from": pathlike(start), "data": recorded(data), "output": pathlike(output),
-        "name": name, "columns": mapping(columns) or None,
+        "name": name, "columns": pairs(columns) or None,
         "over": {each: os.fspath(folder) for each, folder in (over or {}).items()} or None,
         "recipe": None if recipe is None else type(recipe).__name__.lower(), "template": template,
     }  # fmt: skip

@@ -68,12 +68,9 @@ def worded(data: Any, template: str | None, columns: Any, seed: int) -> Any:
     """The data, its rows written by prompt templates where these are given."""
     if template is None:
         return data
-    if columns:
-        fix = "templates name the columns of the file themselves"
-        raise InputError(Problem("templates and columns do not go together", "columns", fix=fix))
     from featherweight.data.templates import trained_on
 
-    return trained_on(data, template, seed)
+    return trained_on(data, template, seed, columns)
 
 
 def config(model: Any) -> Any:
