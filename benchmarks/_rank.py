@@ -76,7 +76,8 @@ ARMS: dict[str, Arm] = {
     "full, from random weights": Arm("scratch", "Full", scratch=True),
     "LayerNorm": Arm("methods", "LayerNorm"), "IA3": Arm("methods", "IA3"), "Houlsby": Arm("methods", "Houlsby"),
     "Pfeiffer": Arm("methods", "Pfeiffer"), "Parallel": Arm("methods", "Parallel", {"reduction": 16}),
-    "Compacter": Arm("methods", "Compacter", {"reduction": 8}), "Prompt": Arm("methods", "Prompt"), "Prefix": Arm("methods", "Prefix"),
+    "Compacter": Arm("methods", "Compacter", {"reduction": 8}), "Prompt": Arm("methods", "Prompt"),
+    "Prefix": Arm("methods", "Prefix"),
     **{f"Pfeiffer b {b}": Arm("size", "Pfeiffer", {"bottleneck": b}) for b in (1, 16)},
     **{f"Prompt, {n} tokens": Arm("size", "Prompt", {"tokens": n}) for n in (5, 80)},
 }  # fmt: skip
