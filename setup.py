@@ -18,7 +18,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 SOURCES = ("api", "scalar", "avx2", "avx512")
-HEADERS = ("kernels", "common", "linear", "avx512_linear", "avx512_few", "parallel")
+HEADERS = ("kernels", "common", "linear", "token", "avx512_linear", "avx512_few", "parallel")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-DNDEBUG")
 LEVELS = {
     "avx2": ("-mavx2", "-mfma"),

@@ -75,7 +75,7 @@ void columns(Linear a, int64_t first, int64_t last, const void* ready) {
 }  // namespace
 
 // Changes with every signature here; src/featherweight/kernels/native.py refuses a library of another number.
-API int32_t fw_abi() { return 3; }
+API int32_t fw_abi() { return 4; }
 
 // Levels that this library has and this processor runs: bit 0 scalar, 1 AVX2, 2 AVX-512 with BF16.
 API int32_t fw_levels() {
@@ -154,4 +154,27 @@ API void fw_linear(const Weight* w, const Factors* f, float c, const void* x, in
            [&](int64_t first, int64_t last) { level->project(a, low, first, last); });
   parallel(a.n, GROUP, a.n * a.k / 2 * rows, threads,
            [&](int64_t first, int64_t last) { columns(a, first, last, ready); });
+}
+
+// w · x / √(mean x² + ε) of n rows of k
+API void fw_norm(const void* x, int32_t type, const void* w, void* y, float eps, int64_t n, int64_t k) {
+  level->norm({x, w, y, k, Type(type), eps}, 0, n);
+}
+
+// q (n, heads, d) and k (n, groups, d) turned by angles cos, sin (n or 1, d): `step` is d or 0
+API void fw_rotate(const void* q, const void* k, int32_t type, const void* cos, const void* sin, void* to_q, void* to_k,
+                   int64_t n, int64_t heads, int64_t groups, int64_t d, int64_t step) {
+  for (int64_t i = 0; i < n; i++) {
+    level->rotate(q, cos, sin, to_q, Type(type), i * step, d, i * heads, (i + 1) * heads);
+    level->rotate(k, cos, sin, to_k, Type(type), i * step, d, i * groups, (i + 1) * groups);
+  }
+}
+
+// softmax(scale q kᵀ) v, one query of each of n · heads
+API void fw_attend(const void* q, const void* k, const void* v, int32_t type, const uint8_t* seen, int64_t step, void* y,
+                   float scale, int64_t n, int64_t heads, int64_t groups, int64_t t, int64_t d, int32_t threads) {
+  Attend a{q, k, v, seen, y, heads, groups, t, d, step, Type(type), scale};
+  parallel(n * heads, heads / groups, n * groups * t * d * width(type), threads, [&](int64_t first, int64_t last) {
+    level->attend(a, first, last, static_cast<float*>(scratch.at_least(size_t(t + d) * 4)));
+  });
 }

@@ -9,6 +9,7 @@ const Kernels* avx2_kernels() { return nullptr; }
 
 #include "common.h"
 #include "linear.h"
+#include "token.h"
 
 namespace {
 
@@ -289,7 +290,9 @@ void linear(const Linear& a, int64_t first, int64_t last, void* scratch, const v
   linear_groups<Level>(a, first, last, scratch);
 }
 
-const Kernels KERNELS = {"avx2", encode4, decode4, scales_plain, decode8, quantize_rows, rescale, nullptr, project_plain, linear};
+const Kernels KERNELS = {"avx2",  encode4, decode4,       scales_plain, decode8, quantize_rows,
+                         rescale, nullptr, project_plain, linear,       norm,    rotate,
+                         attend};
 
 }  // namespace
 

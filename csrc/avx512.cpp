@@ -11,6 +11,7 @@ const Kernels* avx512_kernels() { return nullptr; }
 
 #include "common.h"
 #include "linear.h"
+#include "token.h"
 
 namespace {
 
@@ -243,7 +244,8 @@ void rescale(const int32_t* acc, const float* row, const float* col, const float
 #include "avx512_linear.h"
 
 const Kernels KERNELS = {"avx512", encode4, decode4, scales,  decode8, quantize_rows,
-                         rescale,  prepare, project, linear};
+                         rescale,  prepare, project, linear,  norm,    rotate,
+                         attend};
 
 }  // namespace
 

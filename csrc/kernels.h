@@ -45,6 +45,26 @@ struct Linear : Weight, Factors {
   bool itself() const { return !scale && !scales; }
 };
 
+// RMSNorm of rows of k elements; w and y are of the type of x.
+struct Norm {
+  const void *x, *w;
+  void* y;
+  int64_t k;
+  Type type;
+  float eps;
+};
+
+// One query for each of (batch, heads): q and y (batch, heads, d), k and v (batch, groups, t, d); `seen` null or a byte
+// for each key, rows of it `seen_stride` apart.
+struct Attend {
+  const void *q, *k, *v;
+  const uint8_t* seen;
+  void* y;
+  int64_t heads, groups, t, d, seen_stride;
+  Type type;
+  float scale;
+};
+
 struct Kernels {
   const char* name;
   // blocks [first, last) of n elements; `first * block` is even
@@ -70,6 +90,13 @@ struct Kernels {
   void (*project)(const Linear& a, float* low, int64_t first, int64_t last);
   // columns [first, last) of y; `scratch` holds GROUP * k elements of the type, one for each thread
   void (*linear)(const Linear& a, int64_t first, int64_t last, void* scratch, const void* shared);
+  // rows [first, last)
+  void (*norm)(const Norm& a, int64_t first, int64_t last);
+  // heads [first, last) of d elements by the angles of one position, d of each at `at`
+  void (*rotate)(const void* x, const void* cos, const void* sin, void* y, Type type, int64_t at, int64_t d,
+                 int64_t first, int64_t last);
+  // heads [first, last) of batch * heads; `room` holds t + d floats, one for each thread
+  void (*attend)(const Attend& a, int64_t first, int64_t last, float* room);
 };
 
 constexpr int64_t GROUP = 8;  // rows of Ŵ that are decoded at a time

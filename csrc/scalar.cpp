@@ -1,6 +1,7 @@
 // The level every processor has: the reference's arithmetic, element by element.
 #include "common.h"
 #include "linear.h"
+#include "token.h"
 
 namespace {
 
@@ -78,7 +79,9 @@ void linear(const Linear& a, int64_t first, int64_t last, void* scratch, const v
   linear_groups<Level>(a, first, last, scratch);
 }
 
-const Kernels KERNELS = {"scalar", encode4, decode4, scales_plain, decode8, quantize_rows, rescale, nullptr, project_plain, linear};
+const Kernels KERNELS = {"scalar",  encode4, decode4,       scales_plain, decode8, quantize_rows,
+                         rescale, nullptr, project_plain, linear,       norm,    rotate,
+                         attend};
 
 }  // namespace
 

@@ -1,6 +1,11 @@
-"""Tiny models for the fused functions."""
+"""Tiny models for the fused functions, and native code at every level that this processor has."""
+
+import os
 
 import pytest
+
+from featherweight.core.errors import InputError
+from featherweight.kernels import native
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +73,25 @@ def agrees(plain_path):
             torch.testing.assert_close(p.grad, q.grad, **loose)
 
     return check
+
+
+def use(name):
+    """Make native code compute at this level from here on."""
+    os.environ["FEATHERWEIGHT_NATIVE"] = name
+    native.load.cache_clear()
+    return native.load()
+
+
+@pytest.fixture(params=native.LEVELS)
+def level(request, monkeypatch):
+    before = native.load().level
+    if before is None:
+        pytest.skip(native.load().reason)
+    monkeypatch.setenv("FEATHERWEIGHT_NATIVE", request.param)
+    try:
+        yield use(request.param).level
+    except InputError as error:
+        pytest.skip(str(error))
+    finally:
+        use(before)
+        native.load.cache_clear()

@@ -14,34 +14,11 @@ from support.operations import LAW, NF4, TABLES, agrees, calls, same, weights
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from featherweight.core.errors import InputError
 from featherweight.kernels import native, native_linear
 from featherweight.quant import ops
 from featherweight.quant.scratch import release, scratch
 
 ROOT = Path(__file__).parents[2]
-
-
-def use(name):
-    """Make native code compute at this level from here on."""
-    os.environ["FEATHERWEIGHT_NATIVE"] = name
-    native.load.cache_clear()
-    return native.load()
-
-
-@pytest.fixture(params=native.LEVELS)
-def level(request, monkeypatch):
-    before = native.load().level
-    if before is None:
-        pytest.skip(native.load().reason)
-    monkeypatch.setenv("FEATHERWEIGHT_NATIVE", request.param)
-    try:
-        yield use(request.param).level
-    except InputError as error:
-        pytest.skip(str(error))
-    finally:
-        use(before)
-        native.load.cache_clear()
 
 
 def agree(name, *args):
@@ -319,13 +296,13 @@ def test_which_products_native_code_serves():
 # --- as operations of torch
 
 
-@pytest.mark.parametrize("name", sorted(ops.native))
+@pytest.mark.parametrize("name", sorted(calls()))
 def test_opcheck(name):
     args = [list(a) if type(a) is tuple else a for a in calls()[name]]
     torch.library.opcheck(getattr(torch.ops.featherweight, name).default, tuple(args))
 
 
-@pytest.mark.parametrize("name", sorted(ops.native))
+@pytest.mark.parametrize("name", sorted(calls()))
 def test_a_compiled_graph_holds_the_operation_whole(name):
     seen = []
 

@@ -1,44 +1,54 @@
-"""Linear layers where few rows meet them, as in generation: y = x Wᵀ + b at the memory's pace, and little around it.
+"""A model where few rows meet it, as in generation: its weights at the memory's pace, and little around them.
 
 A token calls for hundreds of products, and the way to one (adapters, number format, what native code may read) takes as
-long as a third of it. `few_rows(model)` lends every linear layer another forward for a while: the layer's own runs
-once, and where its answer is one native product of its very input, that product is taken again from then on. Plain
-layers in bfloat16 are served natively too: torch's product of one row reads such a weight at a third of the memory's
-bandwidth, and the head of a language model is its largest matrix.
+long as a third of it. `few_rows(model)` lends modules another forward for a while:
+
+    linear layers    the layer's own runs once, and where its answer is one native product of its very input, that
+                     product is taken again from then on
+    RMSNorm          `norm.lent`, native            attention    `few_attention.lent`: angles and one query, native
+
+Plain layers in bfloat16 are served natively too: torch's product of one row reads such a weight at a third of the
+memory's bandwidth, and the head of a language model is its largest matrix.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from featherweight.core.host import base_modules
+from featherweight.core.host import Host, base_modules
 from featherweight.core.precision import compute_dtype
+from featherweight.kernels import few_attention, norm
+from featherweight.kernels.fuse import unfused
 from featherweight.kernels.native_linear import noted
 from featherweight.quant.linear import Multiplied
-from featherweight.quant.ops import FEW, eager, linear16
+from featherweight.quant.ops import FEW, linear16, unwatched
 
 
 @contextmanager
 def few_rows(model: nn.Module) -> Iterator[None]:
-    """Inside, the model's linear layers (over floats or codes, hosts too) take few rows by the shortest way. Weights
-    stay as they are meanwhile; adapters may be switched."""
-    layers: list[Any] = [m for _, m in base_modules(model) if fits(m)]
-    for layer in layers:
-        layer.forward = lent(layer)
-    try:
+    """Inside, the model takes few rows by the shortest way. Its weights stay as they are meanwhile; adapters may be
+    switched. What a module is not lent is its own, and one whose forward was replaced keeps that."""
+    with ExitStack() as back:
+        for _, module in base_modules(model):
+            forward = None if "forward" in vars(module) else forward_for(module)
+            if forward is not None:
+                module.forward = forward
+                back.callback(delattr, module, "forward")
         yield
-    finally:
-        for layer in layers:
-            del layer.forward
 
 
-def fits(module: nn.Module) -> bool:
-    """A linear layer whose forward nobody replaced."""
-    return isinstance(module, nn.Linear | Multiplied) and "forward" not in vars(module)
+def forward_for(module: Any) -> Callable[..., Any] | None:
+    """What a module is lent, None for nothing."""
+    if isinstance(module, nn.Linear | Multiplied):
+        return lent(module)
+    if isinstance(module, Host):
+        return None
+    cls = unfused(type(module))
+    return norm.lent(module, cls) or few_attention.lent(module, cls)
 
 
 def plain16(module: nn.Module) -> bool:
@@ -79,12 +89,4 @@ def lent(layer: Any) -> Callable[..., Tensor]:
 
 
 def few(x: Tensor) -> bool:
-    """Few rows on a CPU, of which nothing but the product is asked: no gradient, no cast, nobody who watches."""
-    return (
-        type(x) is Tensor
-        and x.is_cpu
-        and 0 < x.numel() <= FEW * x.shape[-1]
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and eager()
-    )
+    return unwatched(x) and 0 < x.numel() <= FEW * x.shape[-1]

@@ -61,6 +61,11 @@ def unfuse(model: nn.Module) -> None:
             reclass(module, cls.unfused)
 
 
+def unfused(cls: Any) -> Any:
+    """A module class as it was before it was fused."""
+    return cls.unfused if issubclass(cls, Fused) else cls
+
+
 @cache
 def fused_class(cls: Any, fusion: str) -> Any:
     """The fused class of a module class: one for each, made once."""

@@ -18,7 +18,7 @@ from featherweight.kernels.first import first_derivative
 
 def silu_product(a: Tensor, b: Tensor) -> Tensor:
     """silu(a) · b, same shape. First derivatives only: a second backward raises RuntimeError."""
-    return SiluProduct.apply(a, b)
+    return SiluProduct.apply(a, b) if torch.is_grad_enabled() else F.silu(a).mul_(b)
 
 
 class SiluProduct(torch.autograd.Function):

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, NamedTuple
 from featherweight.core.errors import InputError, Problem, did_you_mean, listed
 
 PATH = Path(__file__).with_name("_native.so")
-ABI = 3  # as in csrc/api.cpp
+ABI = 4  # as in csrc/api.cpp
 LEVELS = ("scalar", "avx2", "avx512")
-P, I, N = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+P, I, N, F = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 # fmt: off
 SIGNATURES = {  # pointers; types and threads; sizes: as in csrc/api.cpp
     "encode4": (P, I, P, P, P, N, N, I),
@@ -25,7 +25,10 @@ SIGNATURES = {  # pointers; types and threads; sizes: as in csrc/api.cpp
     "decode_scales": (P, P, P, P, P, N, N, I),
     "quantize_rows": (P, I, P, P, P, N, N, I),
     "rescale": (P, P, P, P, P, I, N, N, I),
-    "linear": (P, P, ctypes.c_float, P, I, P, I, P, N, I),
+    "linear": (P, P, F, P, I, P, I, P, N, I),
+    "norm": (P, I, P, P, F, N, N),
+    "rotate": (P, P, I, P, P, P, P, N, N, N, N, N),
+    "attend": (P, P, P, I, P, N, P, F, N, N, N, N, N, I),
 }
 # fmt: on
 

@@ -8,12 +8,16 @@ Autograd keeps x and its square's chain in float32; here x is kept by reference 
 """
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from featherweight.kernels.first import first_derivative
+from featherweight.quant.ops import direct, unwatched
+
+SMALL = 1 << 15  # numbers up to which one native call beats ten calls of torch, which share more between threads
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -49,7 +53,7 @@ class FrozenRMSNorm(torch.autograd.Function):
 def fits(module: nn.Module, cls: type[nn.Module]) -> bool:
     """A norm by name whose own forward gives the same bits as `rms_norm` on a probe; offset variants (Gemma's 1 + w)
     differ."""
-    if not ("RMSNorm" in cls.__name__ or cls.__name__ == "T5LayerNorm") or list(module._parameters) != ["weight"]:
+    if not named(cls) or list(module._parameters) != ["weight"]:
         return False
     weight, eps = module.weight, epsilon(module)
     if eps is None or not isinstance(weight, Tensor) or weight.is_meta or weight.dim() != 1:
@@ -74,3 +78,23 @@ def forward_of(cls: type[nn.Module]) -> Callable[..., Tensor]:
         return rms_norm(hidden_states, self.weight, epsilon(self) or 0.0)
 
     return forward
+
+
+def lent(module: Any, cls: type[nn.Module]) -> Callable[[Tensor], Tensor] | None:
+    """The forward to lend while few rows are read: native, where the module proves at its first call to be an RMSNorm.
+
+    None where its name is another's.
+    """
+    proven = cache(partial(fits, module, cls))
+
+    def forward(x: Tensor) -> Tensor:
+        if not unwatched(x) or x.numel() > SMALL or not proven():
+            return cls.forward(module, x)
+        y: Tensor = direct("norm", lambda *_: cls.forward(module, x), (x, module.weight, epsilon(module)))
+        return y
+
+    return forward if named(cls) else None
+
+
+def named(cls: type[nn.Module]) -> bool:
+    return "RMSNorm" in cls.__name__ or cls.__name__ == "T5LayerNorm"

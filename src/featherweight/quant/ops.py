@@ -47,6 +47,17 @@ def eager() -> bool:
     )
 
 
+def unwatched(x: Tensor) -> bool:
+    """Numbers on a CPU of which values alone are asked: no gradient, no cast, nobody who sees how they come about."""
+    return (
+        type(x) is Tensor
+        and x.is_cpu
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and eager()
+    )
+
+
 def operation(
     fake: Callable[..., Any], flops: Callable[..., int] | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
