@@ -38,20 +38,20 @@ def compare(
     shots: Sequence[int] | None = None, select: Sequence[str] | None = None, embedder: Any = None,
     template: str | None = None, prompt: str = PROMPT, words: Mapping[str, str] | None = None, metric: str = "exact",
     reasoning: bool = False, rows: int | None = None, columns: Any = None, batch: int = 32, length: int | None = None,
-    seed: int = 0, tokens: int | None = None, say: Say = quiet, made: Callable[[Comparison], None] = ignored,
-    **layout: Any,
+    seed: int = 0, tokens: int | None = None, over: Mapping[str, Any] | None = None, say: Say = quiet,
+    made: Callable[[Comparison], None] = ignored, **layout: Any,
 ) -> Comparison:  # fmt: skip
     """Score on the rows of `test`: the most frequent answer, `model` with `shots` examples of `train` in context (a
     decoder or an encoder-decoder), a logistic regression on frozen embeddings (labelled rows), and `adapters`.
 
-    adapters: folders of runs, or {folder: its base}. select: "random", "balanced", "nearest" (default: random, and
-    nearest where an `embedder` is given); embedder: an encoder's folder or "words" (an encoder as `model` is its own).
-    template: a set of prompt templates that writes both sets, set/one, or a folder (`prompted`); prompt, words: how
-    labels are asked for without (`as_choices`). metric: "exact" or "rouge" for texts; reasoning: texts answer with a
-    rationale. rows: that many of `test`, drawn by `seed`. tokens: the most of a text that is written (default: a
-    quarter more than the longest answer of `train` has). layout: order, separator, instruction and cue of
-    `in_context`. `say` is told how it goes, `made` what there is so far after each line. Raises InputError over
-    everything that does not fit.
+    adapters: folders of runs, or {folder: its base}; over: folders, by name, of what they work over, where these do not
+    lie beside them. select: "random", "balanced", "nearest" (default: random, and nearest where an `embedder` is
+    given); embedder: an encoder's folder or "words" (an encoder as `model` is its own). template: a set of prompt
+    templates that writes both sets, set/one, or a folder (`prompted`); prompt, words: how labels are asked for without
+    (`as_choices`). metric: "exact" or "rouge" for texts; reasoning: texts answer with a rationale. rows: that many of
+    `test`, drawn by `seed`. tokens: the most of a text that is written (default: a quarter more than the longest answer
+    of `train` has). layout: order, separator, instruction and cue of `in_context`. `say` is told how it goes, `made`
+    what there is so far after each line. Raises InputError over everything that does not fit.
     """
     pool, asked, shape = read(train, test, template, columns)
     asked = drawn(asked, rows, seed)
@@ -60,7 +60,7 @@ def compare(
     ways = chosen(select, embedder)
     check(task, shots, ways, embedder)
     encoder = encoder_of(model if embedder is None and task is None else embedder)
-    pairs = known(adapters, test)
+    pairs = known(adapters, test, over or {})
     work: list[tuple[str, Maker]] = []
     if task is not None:
         speaker, task = spoken(model, task, forms, tokens, say)
@@ -71,7 +71,7 @@ def compare(
     if encoder is not None and encoder != WORDS and forms.shape in LABELLED:
         work.append(("frozen + regression", partial(contenders.regression, encoder, forms, batch, length, seed)))
     tuned = partial(contenders.adapter, forms=forms, test=test, batch=batch, length=length, tokens=tokens)
-    work += [(f"tuned: {Path(folder).name}", partial(tuned, folder, base=where)) for folder, where in pairs]
+    work += [(f"tuned: {Path(f).name}", partial(tuned, f, base=where, over=parts)) for f, where, parts in pairs]
     return run(contenders.commonest(forms), work, forms, say, made)
 
 
@@ -89,12 +89,23 @@ def run(lines: list[Line], work: Sequence[tuple[str, Maker]], forms: Forms, say:
     return Comparison(tuple(lines), forms.measure)
 
 
-def known(adapters: Sequence[Any] | Mapping[Any, Any], test: Any) -> list[tuple[Any, Any]]:
-    """(folder, its base or None) of each. Raises InputError for one that was trained on `test`."""
+def known(
+    adapters: Sequence[Any] | Mapping[Any, Any], test: Any, over: Mapping[str, Any]
+) -> list[tuple[Any, Any, dict[str, Any]]]:
+    """(folder, its base or None, what it works over) of each. Raises InputError for one that was trained on `test`, and
+    for a name in `over` that none of them works over."""
     pairs = list(adapters.items() if isinstance(adapters, Mapping) else [(folder, None) for folder in adapters])
     for folder, _ in pairs:
         contenders.unseen(contenders.record(Path(folder)), test, folder)
-    return pairs
+    if not over:
+        return [(folder, where, {}) for folder, where in pairs]
+    from featherweight.checkpoint.load import read as stored
+    from featherweight.interop.load import needs
+
+    found = [(folder, where, {n: over[n] for n in needs(stored(folder)) if n in over}) for folder, where in pairs]
+    used = {name for *_, mine in found for name in mine}
+    raise_all(Problem("no adapter works over it", f"over.{name}") for name in over if name not in used)
+    return found
 
 
 def spoken(model: Any, task: Task, forms: Forms, tokens: int | None, say: Say) -> tuple[Any, Task]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,13 +144,16 @@ def regression(encoder: nn.Module, forms: Forms, batch: int, length: int | None,
 
 
 def adapter(folder: str | os.PathLike[str], forms: Forms, test: Any, batch: int, length: int | None,
-            base: Any = None, tokens: int | None = None, told: run.Told = run.silent) -> Line:  # fmt: skip
+            base: Any = None, tokens: int | None = None, over: Mapping[str, Any] | None = None,
+            told: run.Told = run.silent) -> Line:  # fmt: skip
     """A trained adapter on its base, and what its run.toml says of its training."""
-    from featherweight.interop import load_model
+    from featherweight.checkpoint.load import read
+    from featherweight.interop.load import load_model, needs
 
     ran = record(Path(folder))
     unseen(ran, test, folder)
-    model = load_model(folder, base=base, train=True)
+    mine = {name: over[name] for name in needs(read(folder)) if name in over} if over else {}
+    model = load_model(folder, base=base, train=True, over=mine)
     task = task_of(model, None, forms.shape)
     task = bounded(task, forms.answers, tokenizer_of(model), tokens)
     train, rows = forms.of(task, str(folder))

@@ -13,11 +13,17 @@ from featherweight.cli.value import Value
 from featherweight.core.errors import InputError, Problem, did_you_mean, raise_all
 
 QUANTIZE = "Number format of the base, as in training; none for a plain one (default: what the adapter was trained on)."
+OVER = "Adapters that it works over, where they are not beside it (a Fusion's): a=out/a,b=out/b."
 TASK = "The task, where the adapter does not say; its options as in training: --task.overlap 64 (docs/tasks.md)."
 
 
 def opened(
-    adapter: Path | None, model: str | None, task: str | None = None, device: str = "auto", quantize: str | None = None
+    adapter: Path | None,
+    model: str | None,
+    task: str | None = None,
+    device: str = "auto",
+    quantize: str | None = None,
+    over: str | None = None,
 ) -> tuple[Any, Any]:
     """(model with its tokenizer, task or None). With both flags the adapter is put on the model that is named.
 
@@ -33,6 +39,8 @@ def opened(
         problems.append(Problem("which model?", "--adapter", fix=fix))
     wanted = noun("task", tasks, values, problems) if "task.type" in values else None
     problems += [] if "task.type" in values else of_no_task(values)
+    if over and adapter is None:
+        problems.append(Problem("over is for an adapter", "--over", fix="--adapter DIR, or leave it out"))
     raise_all(problems)
     from featherweight.interop import load_base, load_model
 
@@ -41,7 +49,7 @@ def opened(
         loaded = load_base(model, labeled, quantize=recipe)
         trained_head(loaded, str(model), wanted)
     else:
-        loaded = load_model(adapter, base=model, quantize=recipe)
+        loaded = load_model(adapter, base=model, quantize=recipe, over=pairs(over, "--over"))
     return loaded.to(place(device)), over_record(loaded, wanted, values)
 
 
@@ -104,11 +112,11 @@ def place(device: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def pairs(columns: str | None) -> dict[str, str] | None:
+def pairs(columns: str | None, flag: str = "--columns") -> dict[str, str] | None:
     """--columns text=review,label=stars as a mapping."""
     from featherweight.cli.config import read_columns
 
-    return read_columns(columns) if columns else None
+    return read_columns(columns, flag) if columns else None
 
 
 def fresh(output: Path, what: str) -> None:

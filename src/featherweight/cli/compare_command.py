@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from featherweight.cli.base import pairs
+from featherweight.cli.base import OVER, pairs
 from featherweight.cli.screen import Shown, jsonable, told
 from featherweight.core.errors import Problem, raise_all
 from featherweight.files.staged import write_text
@@ -61,6 +61,7 @@ def command(
     test: Annotated[str, Parameter(help="Rows to answer.")],
     *,
     adapter: Annotated[tuple[str, ...], Parameter(help="Folder of a run, or RUN=BASE; may be given again.")] = (),
+    over: Annotated[str | None, Parameter(help=OVER)] = None,
     prompting: Prompting = USUAL,
     metric: Annotated[str, Parameter(help="For texts: exact or rouge.")] = "exact",
     reasoning: Annotated[bool, Parameter(negative="", help="Answers are a rationale, ####, and the answer.")] = False,
@@ -72,9 +73,7 @@ def command(
     batch: Annotated[int, Parameter(help="Rows at a time.")] = 32,
     length: Annotated[int | None, Parameter(help="Most tokens per row.")] = None,
     seed: Annotated[int, Parameter(help="Draws examples and rows.")] = 0,
-    output: Annotated[
-        Path | None, Parameter(help="File for the figures, as JSON; written anew after each line.")
-    ] = None,
+    output: Annotated[Path | None, Parameter(help="File for the figures, as JSON, anew after each line.")] = None,
     published: Annotated[bool, Parameter(negative="", help="Add the papers' figures of the rivals.")] = False,
 ) -> Shown:  # fmt: skip
     """Do I need to fine-tune at all? Baselines and adapters on the same rows, with costs and intervals."""
@@ -84,9 +83,9 @@ def command(
     kept: list[Any] = []
     try:
         found = compare(
-            model, train, test, adapters=based(adapter), metric=metric, reasoning=reasoning, rows=rows, tokens=tokens,
-            columns=pairs(columns), batch=batch, length=length, seed=seed, say=told, made=keeping(kept, output),
-            **settings,
+            model, train, test, adapters=based(adapter), over=pairs(over, "--over"), metric=metric, rows=rows,
+            reasoning=reasoning, tokens=tokens, columns=pairs(columns), batch=batch, length=length, seed=seed,
+            say=told, made=keeping(kept, output), **settings,
         )  # fmt: skip
     except BaseException:
         if kept:

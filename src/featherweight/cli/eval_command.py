@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from featherweight.cli.base import QUANTIZE, TASK, opened, pairs
+from featherweight.cli.base import OVER, QUANTIZE, TASK, opened, pairs
 from featherweight.cli.prompting import TEMPLATE, template_of
 from featherweight.cli.screen import Shown, told
 from featherweight.core.errors import InputError, Problem
@@ -24,6 +24,7 @@ def command(
     batch: Annotated[int, Parameter(help="Rows at a time.")] = 32,
     length: Annotated[int | None, Parameter(help="Most tokens per row.")] = None,
     quantize: Annotated[str | None, Parameter(help=QUANTIZE)] = None,
+    over: Annotated[str | None, Parameter(help=OVER)] = None,
     device: Annotated[str, Parameter(help="auto, cuda, mps or cpu.")] = "auto",
 ) -> Shown:
     """Score a model or an adapter on labelled data."""
@@ -34,7 +35,7 @@ def command(
     from featherweight.evaluate.progress import teller
 
     worded = template_of(template, adapter)
-    loaded, wanted = opened(adapter, model, task, device, quantize)
+    loaded, wanted = opened(adapter, model, task, device, quantize, over)
     if worded is not None:
         scores = averaged(loaded, data, worded, wanted, batch=batch, length=length, split=split,
                           columns=pairs(columns), told=teller(told, "eval"))  # fmt: skip

@@ -62,15 +62,18 @@ def command(*words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Sho
     raise_all(problems)
     from featherweight.train.repeats import placed
 
+    beside: dict[str, Any] = {"over": columns(given, "over") or {}}
     if "from" in given:
         from featherweight.plan.begun import begun
 
         there = begun(given["from"], given.get("model"), None, scheme, cast(Any, task), given.get("name", "default"))
         method, scheme, task = there.method, there.scheme, there.task
         given = given | {"model": there.source}
+        beside = {"head": there.head, "over": {**there.over, **beside["over"]}}
     data = given.get("data")
     rows = {"data": placed(data, seeds[0]) if seeds and data else data, "columns": columns(given)}
-    options = {"task": task, **rows, "template": given.get("template"), "recipe": given.get("recipe"), **settings}
+    beside |= {"template": given.get("template"), "recipe": given.get("recipe")}
+    options = {"task": task, **rows, **beside, **settings}
     try:
         return fitting(given, limit, method, scheme, options) if limit else planned(given, method, scheme, options)
     except InputError as error:  # found while planning: said where the user wrote it

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from featherweight.cli.answers import COLUMNS, answered, write
-from featherweight.cli.base import QUANTIZE, TASK, opened, pairs
+from featherweight.cli.base import OVER, QUANTIZE, TASK, opened, pairs
 from featherweight.cli.prompting import TEMPLATE, template_of
 from featherweight.cli.screen import Shown, told
 from featherweight.core.errors import InputError, Problem, listed
@@ -31,6 +31,7 @@ def command(
     batch: Annotated[int, Parameter(help="Rows at a time.")] = 32,
     length: Annotated[int | None, Parameter(help="Most tokens per row.")] = None,
     quantize: Annotated[str | None, Parameter(help=QUANTIZE)] = None,
+    over: Annotated[str | None, Parameter(help=OVER)] = None,
     device: Annotated[str, Parameter(help="auto, cuda, mps or cpu.")] = "auto",
 ) -> Shown:
     """Label the rows of a file, or answer them."""
@@ -46,7 +47,7 @@ def command(
     mapping = pairs(columns)
     found = read([{"text": word} for word in words] if data is None else data, None if worded else mapping)
     rows = [row.fields for row in found]
-    loaded, wanted = opened(adapter, model, task, device, quantize)
+    loaded, wanted = opened(adapter, model, task, device, quantize, over)
     source: Any = list(words) if data is None else data
     answers = made(worded, mapping)(loaded, source, task=wanted, batch=batch, length=length)
     full = [answered(row, answer) for row, answer in zip(rows, answers, strict=True)]

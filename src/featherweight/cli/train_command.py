@@ -32,16 +32,16 @@ def keep_within(config: RunConfig) -> None:
     """Plan the run where a limit is set. Raises InputError where it needs more memory, naming the ways out."""
     if config.limit is None:
         return
-    if config.model is None:
-        raise InputError(Problem("a run that goes on from an adapter cannot be planned", "limit", fix="leave it out"))
     from featherweight.plan import plan
     from featherweight.plan.fit import ways_out
     from featherweight.plan.show import size
     from featherweight.train.repeats import placed as drawn
 
     data = drawn(config.data, config.seeds[0]) if config.seeds else config.data
-    found = plan(config.model, method_of(config), config.quantize, task=config.task, data=data, columns=config.columns,
-                 template=config.template, recipe=config.recipe, **config.settings)  # fmt: skip
+    method = config.method if config.start is not None else method_of(config)
+    found = plan(config.model, method, config.quantize, task=config.task, start=config.start, data=data,
+                 columns=config.columns, template=config.template, recipe=config.recipe, over=config.over,
+                 **config.settings)  # fmt: skip
     needs = {"a training step": found.train_bytes, **{k: found.peaks[k] for k in ("load", "save")}}
     worst = max(needs, key=lambda name: needs[name])
     if needs[worst] > config.limit:

@@ -2,8 +2,9 @@
 
 import os
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 
 from featherweight.checkpoint.load import Stored, load, read
-from featherweight.core.errors import InputError, Problem, listed
+from featherweight.core.errors import InputError, Problem, listed, raise_all
+from featherweight.core.method import Method
 from featherweight.core.noun import Noun
 from featherweight.interop.streamed import config_of
 from featherweight.interop.transformers import fit_tokenizer, load_tokenizer, refusing, weighed
@@ -39,6 +41,7 @@ def load_model(
     strict_base: bool = True,
     quantize: Any = None,
     filed: bool = False,
+    over: Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> Any:
     """The adapter in `folder` on its base, in eval mode (`train=True`: marked and ready to train on), with
     tokenizer and task.
@@ -46,7 +49,8 @@ def load_model(
     The base is `base` where given; else the `model` of the folder's run.toml, the place on record as seen from the
     folder, or PEFT's `base_model_name_or_path`. Its fingerprint is checked. A base that was quantized in training is
     quantized again, the same way; `quantize` is another scheme for it, or "none". `filed`: its tensors stay in their
-    files, see `load_base`. Raises InputError where no base is found, naming what was tried.
+    files, see `load_base`. `over`: folders of the adapters that it works over (a Fusion's), by their names, where they do
+    not lie beside it. Raises InputError where no base is found, naming what was tried.
     """
     stored = read(folder, name)
     place = os.fspath(base) if base is not None else find_base(stored)
@@ -62,9 +66,40 @@ def load_model(
     model.task = task
     model = model.to(device) if device is not None else model
     model.tokenizer = load_tokenizer(place) if tokenizer is None else tokenizer
+    beneath(model, of_use(stored, over or {}), strict_base)
     load(model, folder, name, train=train, strict_base=strict_base)
     fit_tokenizer(model)  # after the base was looked at: of another one that is said, not that it has other words
     return model.train(train)
+
+
+def beneath(model: Any, over: Mapping[str, str | os.PathLike[str]], strict_base: bool = True) -> None:
+    """Load the adapters that another works over; they stay as they are. Raises InputError over all that is wrong."""
+    problems: list[Problem] = []
+    for name, folder in over.items():
+        try:
+            load(model, folder, name, strict_base=strict_base)
+        except InputError as error:
+            where = f"over.{name}: {os.fspath(folder)}"
+            problems += [replace(p, where=p.where or where) for p in error.problems]
+    raise_all(problems)
+
+
+def of_use(stored: Stored, over: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`over`, if the stored adapter works over all of them. Raises InputError where it does not."""
+    wanted = needs(stored)
+    raise_all(
+        Problem(
+            "the adapter works over no such one", f"over.{name}", listed(wanted), str(stored.folder), "leave it out"
+        )
+        for name in over
+        if name not in wanted
+    )
+    return over
+
+
+def needs(stored: Stored) -> tuple[str, ...]:
+    """The names of the adapters that a stored one works over."""
+    return Method.from_dict(stored.record.method).needs if stored.record is not None else ()
 
 
 @contextmanager

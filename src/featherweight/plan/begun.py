@@ -1,7 +1,9 @@
 """What a run that goes on from an adapter begins with: base, method, number format and task, as they are on record."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from featherweight.checkpoint.load import Stored, meant, read
@@ -16,12 +18,15 @@ from featherweight.tasks import Task
 
 @dataclass(frozen=True)
 class Begun:
-    """As `fw.train(start=...)` has it; `scheme` None: the base stays as it is."""
+    """As `fw.train(start=...)` has it; `scheme` None: the base stays as it is. `over`: the folders, beside its own, of
+    the adapters that it works over."""
 
     source: Any
     method: Method
+    head: bool | str
     scheme: Any
     task: Task | None
+    over: Mapping[str, Path]
 
 
 def begun(
@@ -41,13 +46,15 @@ def begun(
     recorded = stored.record.quantize if stored.record is not None else None
     if scheme is None and recorded and not (isinstance(place, str | os.PathLike) and in_codes(os.fspath(place))):
         scheme = recorded
-    return Begun(place, method_of(stored, place, wanted), scheme, wanted)
+    found, head = method_of(stored, place, wanted)
+    return Begun(place, found, head, scheme, wanted, {n: stored.folder / n for n in found.needs})
 
 
-def method_of(stored: Stored, source: Any, task: Task | None) -> Method:
-    """The method on record; of a file of another library it is read out of its config and the model's shape."""
+def method_of(stored: Stored, source: Any, task: Task | None) -> tuple[Method, bool]:
+    """The method on record and whether a head goes with it; of a file of another library it is read out of its config
+    and the model's shape."""
     if stored.record is not None:
-        return Method.from_dict(stored.record.method, where=str(stored.folder))
+        return Method.from_dict(stored.record.method, where=str(stored.folder)), stored.record.head
     config = shell.config_of(source)
     kind = task or usual(config)
-    return meant(shell.built(config, kind.auto, dtype_of(None), kind.model_options()), stored)[0]
+    return meant(shell.built(config, kind.auto, dtype_of(None), kind.model_options()), stored)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
@@ -60,6 +60,8 @@ class Subject:
     length: int
     rows: list[Encoded] | None = None
     encode: Callable[[int | None], list[Encoded]] | None = None
+    head: bool | str = "auto"  # whether the task's head trains along, as `attach` has it
+    over: Mapping[str, Any] | None = None  # folders of the adapters that the method works over
 
     def beside(self, model: nn.Module, chosen: Settings) -> Subject:
         """With rows that leave the virtual tokens of a model their positions, as training cuts them. Raises InputError
@@ -101,20 +103,21 @@ class Subject:
 
 
 def subject(config: Any, source: Any, chosen: Settings, *, task: Task | None = None, recipe: RunRecipe | None = None,
-            data: Any = None, columns: Any = None, template: str | None = None) -> Subject:  # fmt: skip
+            data: Any = None, columns: Any = None, template: str | None = None, head: bool | str = "auto",
+            over: Mapping[str, Any] | None = None) -> Subject:  # fmt: skip
     """Read what is given. Raises InputError over bad rows, and where data are given to a source without a tokenizer."""
     wanted = task or (recipe.task(config) if recipe else None) or getattr(source, "task", None)
     if data is None:
         if template is not None:
             raise InputError(Problem("templates word the rows of data", "template", fix="give data, or leave it out"))
         length = length_of(config, chosen.length, DEFAULT_LENGTH)
-        return Subject(config, labeled(wanted or task_of(config), config), length)
+        return Subject(config, labeled(wanted or task_of(config), config), length, head=head, over=over)
     worded = setup.worded(data, template, columns, chosen.seed)
     stuff = setup.material(worded, wanted, SimpleNamespace(config=config), columns, lambda _: None)
     limit = chosen.length and length_of(config, chosen.length, DEFAULT_LENGTH)
     encode = partial(encoded, stuff, source)
     rows = encode(limit or positions(config, stuff.task))
-    return Subject(config, stuff.task, max(len(row.input_ids) for row in rows), rows, encode)
+    return Subject(config, stuff.task, max(len(row.input_ids) for row in rows), rows, encode, head, over)
 
 
 def encoded(stuff: setup.Material, source: Any, length: int | None) -> list[Encoded]:

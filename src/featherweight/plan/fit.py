@@ -46,7 +46,8 @@ def formats() -> list[Scheme | None]:
 
 def fit(source: Any, limit: int, methods: Sequence[Method] = (), schemes: Sequence[Any] | None = None, *,
         task: Task | None = None, data: Any = None, columns: Any = None, template: str | None = None,
-        recipe: RunRecipe | str | None = None, **values: Any) -> list[Option]:  # fmt: skip
+        recipe: RunRecipe | str | None = None, head: bool | str = "auto", over: Mapping[str, Any] | None = None,
+        **values: Any) -> list[Option]:  # fmt: skip
     """What fits into `limit` bytes, best first; rows a step stay as asked (8), in as many micro-batches as needed.
 
     `methods` and `schemes` narrow the search; a method or format that was not asked for and cannot be had on this model
@@ -55,7 +56,8 @@ def fit(source: Any, limit: int, methods: Sequence[Method] = (), schemes: Sequen
     """
     followed, found = recipe_of(recipe), []
     values = {"batch": ROWS} | under(followed, values)
-    about = subject(source, settings(values), task=task, recipe=followed, data=data, columns=columns, template=template)
+    about = subject(source, settings(values), task=task, recipe=followed, data=data, columns=columns, template=template,
+                    head=head, over=over)  # fmt: skip
     for method in methods or candidates():
         for scheme in formats() if schemes is None else schemes:
             asked = bool(methods) and (scheme is None or schemes is not None)

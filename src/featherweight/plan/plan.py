@@ -81,8 +81,8 @@ class Plan:
 
 def plan(source: Any = None, method: Method | None = None, scheme: Any = None, *, task: Task | None = None,
          start: str | os.PathLike[str] | None = None, data: Any = None, columns: Any = None,
-         template: str | None = None, recipe: RunRecipe | str | None = None, probe: bool = False,
-         **values: Any) -> Plan:  # fmt: skip
+         template: str | None = None, recipe: RunRecipe | str | None = None, head: bool | str = "auto",
+         over: Mapping[str, Any] | None = None, probe: bool = False, **values: Any) -> Plan:  # fmt: skip
     """Plan training `method` on a model (a config, a live model, a folder, a config.json, a hub name).
 
     values: `batch`, `length`, `precision`, `optimizer`, `checkpointing`, `packing` and every other setting of
@@ -90,7 +90,8 @@ def plan(source: Any = None, method: Method | None = None, scheme: Any = None, *
     recipe's) only using the model is planned. With `data` the step is one of its longest rows, and what an epoch will
     do is added (needs the model's tokenizer); `probe` runs three real steps on random weights and adds their time.
     scheme: a number format for the base, or a Recipe, or the file form of either.
-    start: folder of an adapter to go on training, on `source` or (None) on the base that it names.
+    start: folder of an adapter to go on training, on `source` or (None) on the base that it names; its head trains
+    along where it did. head, over: as `attach` and training have them.
     Raises InputError for a config that makes no model, an architecture nobody can see, rows that training would refuse,
     and whatever attach or quantize would.
     """
@@ -98,8 +99,10 @@ def plan(source: Any = None, method: Method | None = None, scheme: Any = None, *
     chosen = settings(under(followed, values))
     if start is not None:
         there = begun(start, source, method, scheme, task)
-        source, method, scheme, task = there.source, there.method, there.scheme, there.task
-    about = subject(source, chosen, task=task, recipe=followed, data=data, columns=columns, template=template)
+        source, method, scheme, task, head = there.source, there.method, there.scheme, there.task, there.head
+        over = {**there.over, **(over or {})}
+    about = subject(source, chosen, task=task, recipe=followed, data=data, columns=columns, template=template,
+                    head=head, over=over)  # fmt: skip
     return planned(about, method or (followed.method if followed else None), scheme, chosen, probe)
 
 
@@ -164,7 +167,7 @@ def made(about: facts.Subject, method: Method | None, recipe: Recipe | None, pre
     model = shell.built(about.config, about.task.auto, dtype_of(precision), about.task.model_options())
     if recipe is not None:
         shell.quantized(model, recipe)
-    return shell.adapted(model, method) if method is not None else model
+    return shell.adapted(model, method, about.head, about.over) if method is not None else model
 
 
 def whole(sizes: Mapping[str, float]) -> dict[str, int]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from featherweight.checkpoint.load import meant, read
 from featherweight.core.anatomy import find_blocks
 from featherweight.core.attach import attach
 from featherweight.core.errors import InputError, Problem, did_you_mean
@@ -128,10 +129,15 @@ def is_list(tensor: Tensor) -> bool:
     return tensor.dim() == 1 and not tensor.is_floating_point()
 
 
-def adapted(model: nn.Module, method: Method) -> nn.Module:
-    """A meta model with the method attached."""
+def adapted(
+    model: nn.Module, method: Method, head: bool | str = "auto", over: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """A meta model with the method attached, over the adapters in these folders."""
     with Decided():
-        return attach(model, method)
+        for name, folder in (over or {}).items():
+            kind, own_head = meant(model, read(folder, name))
+            attach(model, kind, name, head=own_head, train=False)
+        return attach(model, method, head=head)
 
 
 def fake(model: nn.Module, mode: FakeTensorMode) -> None:

@@ -22,6 +22,7 @@ from featherweight.core.method import Method
 from featherweight.core.state import state
 from featherweight.evaluate.setting import tokenizer_of
 from featherweight.files.staged import write_text
+from featherweight.interop.load import beneath
 from featherweight.quant.recipe import recipes
 from featherweight.tasks import Task
 from featherweight.train import setup, toml
@@ -102,7 +103,7 @@ def go(model: Any, data: Any, task: Task | None, folder: Path | None, method: Me
     """Set up, train, and leave everything in its place."""
     stuff = setup.material(data, task, model, columns, once(say.say))
     live = setup.base(model, stuff.task, chosen, given["quantize"]).to(place.device)
-    setup.beneath(live, given["over"] or {})
+    beneath(live, given["over"] or {})
     words = tokenizer_of(live, tokenizer)
     length, pad = setup.limits(live, stuff.task, words, chosen, method)
     rows = setup.encoded(stuff.task, stuff.train, words, length, stop.check)
@@ -146,7 +147,7 @@ def identify(model: nn.Module, stuff: setup.Material, feed: Feed, dev: Any, trai
         "steps": total,
         "task": stuff.task.to_dict(),
         "method": {name: portable(method, model).to_dict() for name, (method, _) in trained.items()},
-        **beneath(model, trained),
+        **worked_over(model, trained),
         "quantize": [recipe.to_dict() for recipe in recipes(model)],
         "rows": len(feed.rows),
         "data": hash_rows(feed.rows),
@@ -155,7 +156,7 @@ def identify(model: nn.Module, stuff: setup.Material, feed: Feed, dev: Any, trai
     }
 
 
-def beneath(model: nn.Module, trained: Trained) -> dict[str, Any]:
+def worked_over(model: nn.Module, trained: Trained) -> dict[str, Any]:
     """Says which adapters the trained ones work over; nothing where they need none."""
     names = dict.fromkeys(name for method, _ in trained.values() for name in method.needs)
     return {"over": {name: digest(state(model, name)) for name in names}} if names else {}

@@ -1,9 +1,9 @@
 """From what the user gave to what the loop needs: rows encoded, task fitted, model loaded, adapter attached."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from featherweight.core.errors import InputError, Problem, listed, raise_all
 from featherweight.core.method import Method
 from featherweight.core.room import wanted
 from featherweight.core.switch import switch_of
-from featherweight.data.load import Data, collect, fitting, load
+from featherweight.data.load import Data, fitting, load
 from featherweight.data.order import row_weights
 from featherweight.data.packing import packable
 from featherweight.data.rows import examples
@@ -142,18 +142,6 @@ def base(model: Any, task: Task, settings: Settings, quantize: Any = None) -> An
         raise InputError(Problem("the model's head has another number of outputs than the data has labels", "model",
                                  str(wanted), str(has), "load it with num_labels, or give its path"))  # fmt: skip
     return model
-
-
-def beneath(model: nn.Module, over: Mapping[str, str]) -> None:
-    """Load the adapters that a method works over; they stay as they are. Raises InputError over all that is wrong."""
-    from featherweight.checkpoint.load import load as load_adapter
-
-    problems: list[Problem] = []
-    for name, folder in over.items():
-        found: list[Problem] = []
-        collect(found, load_adapter, model, folder, name)
-        problems += [replace(p, where=p.where or f"over.{name}: {folder}") for p in found]
-    raise_all(problems)
 
 
 def adapted(model: nn.Module, method: Method | None, name: str, seed: int) -> Trained:
