@@ -197,14 +197,15 @@ def test_the_packed_product(level, dtype):
 def test_the_low_rank_term_of_the_packed_product(level, dtype):
     for k in (2, 48, 64, 1200, 2304):
         for rank in (1, 3, 16, 40):
-            for rows in (1, 2, 5, 8):
+            for rows in (1, 2, 5, 8, 20):
                 codes, absmax = ops.encode4(weights(21, k, seed=k), NF4, 64)
                 x, bias = weights(rows, k, dtype=dtype), weights(21, dtype=dtype)
                 A = weights(rank, k, dtype=torch.float32 if rank % 2 else dtype, seed=1) / k**0.5
                 B = weights(21, rank, dtype=torch.float32 if rows % 2 else dtype, seed=2)
                 y = ops.native["linear4"](x, codes, absmax, NF4, 64, (21, k), bias, A, B, 0.7)
                 W = ops.decode4(codes, absmax, NF4, 64, (21, k), dtype).double() + 0.7 * B.double() @ A.double()
-                close = {"rtol": 1e-5, "atol": 2e-4} if dtype is torch.float32 else {"rtol": 1e-2, "atol": 2e-2}
+                far = 2e-2 if rows <= ops.FEW else 8e-2  # more rows: the product, x Aᵀ and the sum are rounded each
+                close = {"rtol": 1e-5, "atol": 2e-4} if dtype is torch.float32 else {"rtol": 1e-2, "atol": far}
                 torch.testing.assert_close(y.double(), F.linear(x.double(), W, bias.double()), **close)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from featherweight.kernels.native import Factors, Weight
 from featherweight.kernels.native_ops import TYPES, fits, packed4, packed8, plainly, pointer, scales_fit, serves
-from featherweight.quant.ops import FEW, NESTED
+from featherweight.quant.ops import FEW, NESTED, add_low
 
 ROWS = 64  # rows of x up to which the packed product is tried; it wins where few rows meet a large weight
 
@@ -134,7 +134,7 @@ def product(
     run: Any, tensors: tuple[Tensor, ...], weight: Any, x: Tensor, n: int, k: int, bias: Tensor | None,
     A: Tensor | None, B: Tensor | None, c: float,
 ) -> Any:  # fmt: skip
-    """The packed product of few rows; what needs a gradient, and a low-rank term of many rows, is the plain one's."""
+    """The packed product of few rows; what needs a gradient is the plain one's."""
     rows = x.numel() // k
     if weight is None or not (0 < rows <= ROWS and plainly(x) and x.dtype in TYPES and x.shape[-1] == k):
         return NotImplemented
@@ -145,8 +145,10 @@ def product(
         return NotImplemented
     low = None
     if A is not None:
-        if B is None or rows > FEW or (grad and (A.requires_grad or B.requires_grad)):
+        if B is None or (grad and (A.requires_grad or B.requires_grad)):
             return NotImplemented
+        if rows > FEW:
+            return add_low(product(run, tensors, weight, x, n, k, bias, None, None, 0.0), x, A, B, c)
         low = framed((A, B), (n, k), factors)
         if low is None:
             return NotImplemented
