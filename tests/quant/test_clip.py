@@ -7,16 +7,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from featherweight.quant import FP4, NF4, Absmax, Blockwise, ZeroPoint, clip
+from featherweight.quant import FP4, NF4, Absmax, Blockwise, LLMInt8, Quantile, Scheme, ZeroPoint, clip
 
 CLIPPING: tuple[Any, ...] = (
     Absmax(4), Absmax(8, per="tensor"), Absmax(3, per=128), Absmax(4, full_range=True), ZeroPoint(4),
     ZeroPoint(3, per=64, zero="float"), NF4(), NF4(double=True), FP4(variant="e3m0"), Blockwise(bits=3),
+    LLMInt8(), Quantile(),
 )  # fmt: skip
 
 
 def decoded(scheme: Any, W: Tensor) -> Tensor:
     return scheme.decode(scheme.encode(W), tuple(W.shape), torch.float32)
+
+
+def test_every_scheme_that_scales_by_a_range_can_clip_it() -> None:
+    """All but floats without a scale, and GPTQ, whose grid follows the weights that it moves."""
+    without = {name for name, kind in Scheme.known.items() if not hasattr(kind, "clip")}
+    assert without == {"half", "gptq"}
+    assert {type(s) for s in CLIPPING} == {Scheme.known[n] for n in Scheme.known.keys() - without}
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +41,13 @@ def test_least_error_is_never_worse(scheme: Any, heavy: Tensor) -> None:
     plain, best = ((decoded(s, heavy) - heavy).abs().pow(2.4) for s in (scheme, replace(scheme, clip="mse")))
     slack = 1.01 if getattr(scheme, "double", False) else 1 + 1e-5  # scales are quantized after the search
     assert float(best.sum()) <= float(plain.sum()) * slack
+
+
+@pytest.mark.parametrize("option", [95, "mse"])
+@pytest.mark.parametrize("scheme", CLIPPING, ids=repr)
+def test_the_stated_bound_counts_what_was_cut(scheme: Any, option: Any, heavy: Tensor) -> None:
+    clipping = replace(scheme, clip=option)
+    assert bool(((decoded(clipping, heavy) - heavy).abs() <= clipping.bound(heavy)).all())
 
 
 @pytest.mark.parametrize(("scheme", "least"), [(Absmax(4), 0.9), (ZeroPoint(4), 0.95), (Absmax(3), 0.8)], ids=repr)

@@ -43,6 +43,8 @@ SCHEMES: dict[str, Scheme] = {
     "blockwise-dynamic": Blockwise(bits=8, table="dynamic", block=256),
     "quantile": Quantile(),
     "quantile-3bits": Quantile(3, block=4096),
+    "quantile-percentile": Quantile(3, block=32, clip=95),
+    "quantile-mse": Quantile(block=32, clip="mse"),
     "nf4": NF4(),
     "nf4-32": NF4(block=32),
     "nf4-7": NF4(block=7),

@@ -15,13 +15,14 @@ decoded weight (`backward="exact"`), which costs a product in the compute dtype.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from featherweight.core.errors import InputError, Problem, raise_all
+from featherweight.quant import clip as clipping
 from featherweight.quant import fields, int8, ops
 from featherweight.quant.scheme import Layout, Packed, Scheme
 
@@ -31,7 +32,8 @@ BACKWARD = ("int8", "exact")
 @dataclass(frozen=True, repr=False)
 class LLMInt8(Scheme):
     """`threshold` makes a feature an outlier, 0 none (plain vector-wise int8); `keep` original columns of W; `backward`
-    computes input gradients on codes ("int8") or over the decoded weight ("exact").
+    computes input gradients on codes ("int8") or over the decoded weight ("exact"); `clip` None, a percentile of |w|,
+    or "mse", of each row.
     """
 
     paper: ClassVar[str] = "Dettmers et al. 2022, LLM.int8(), arXiv:2208.07339"
@@ -39,10 +41,15 @@ class LLMInt8(Scheme):
     threshold: float = 6.0
     keep: int = 0
     backward: str = "int8"
+    clip: float | str | None = None
 
     def __post_init__(self) -> None:
         mine = (threshold(self), fields.whole(self, "keep", 0), fields.choice(self, "backward", BACKWARD))
-        raise_all(p for found in mine for p in found)
+        raise_all(p for found in (*mine, clipping.problems(self)) for p in found)
+
+    @property
+    def idempotent(self) -> bool:
+        return self.clip in (None, "mse")
 
     @property
     def calibrated(self) -> bool:
@@ -53,12 +60,17 @@ class LLMInt8(Scheme):
 
     def encode(self, W: Tensor, seen: Any = None) -> Packed:
         M = fields.weight(self, W).view(matrix(tuple(W.shape))).float()
-        if not self.keep:
-            return {"codes": ops.quantize_rows(M)[0], "absmax": M.abs().amax(1)}
-        at = self.largest(seen, M.shape[1])
-        rest = M.index_fill(1, at, 0.0)
+        at = self.largest(seen, M.shape[1]) if self.keep else None
+        rest = self.clipped(M if at is None else M.index_fill(1, at, 0.0))
         packed = {"codes": ops.quantize_rows(rest)[0], "absmax": rest.abs().amax(1)}
+        if at is None:
+            return packed
         return packed | {"columns": at.int(), "kept": M.index_select(1, at)}
+
+    def clipped(self, M: Tensor) -> Tensor:
+        """The matrix with the range of each row cut."""
+        plain = replace(self, clip=None, keep=0)
+        return clipping.clipped(M.reshape(-1), self.clip, M.shape[1], lambda _: plain).view(M.shape)
 
     def largest(self, seen: Any, features: int) -> Tensor:
         """The columns to keep, ascending."""
@@ -82,8 +94,9 @@ class LLMInt8(Scheme):
         return stored | ({"columns": (torch.int32, (kept,)), "kept": (torch.float32, (n, kept))} if kept else {})
 
     def bound(self, W: Tensor) -> Tensor:
-        absmax = W.reshape(matrix(tuple(W.shape))).abs().amax(1, keepdim=True)
-        return (absmax / 254).expand(matrix(tuple(W.shape))).reshape(W.shape)
+        M = W.reshape(matrix(tuple(W.shape))).float()
+        rest = self.clipped(M)
+        return (rest.abs().amax(1, keepdim=True) / 254 + (M - rest).abs()).view(W.shape)
 
     def product(self, x: Tensor, packed: Mapping[str, Tensor], shape: tuple[int, int], bias: Tensor | None) -> Tensor:
         y = int8.product(x.reshape(-1, shape[1]), *stored(packed), bias, self.threshold, self.original(packed))

@@ -10,7 +10,7 @@ Source: Dettmers et al. 2022, 8-bit Optimizers via Block-wise Quantization, arXi
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from featherweight.core.errors import raise_all
+from featherweight.quant import clip as clipping
 from featherweight.quant import coded, fields, integers, packing
 from featherweight.quant.blocks import blocks, per_block, spread
 from featherweight.quant.scheme import Layout, Packed, Scheme
@@ -27,26 +28,32 @@ SAMPLE = 1 << 20  # elements whose quantiles are taken
 
 @dataclass(frozen=True, repr=False)
 class Quantile(Scheme):
-    """`bits` 2 to 8; `block` elements of the flat tensor share a scale."""
+    """`bits` 2 to 8; `block` elements of the flat tensor share a scale; `clip` None, a percentile of |w|, or "mse"."""
 
     paper: ClassVar[str] = "Dettmers et al. 2022, 8-bit Optimizers via Block-wise Quantization, arXiv:2110.02861"
 
     bits: int = 4
     block: int = 64
+    clip: float | str | None = None
 
     def __post_init__(self) -> None:
-        raise_all([*fields.whole(self, "bits", 2, 8), *fields.whole(self, "block")])
+        raise_all([*fields.whole(self, "bits", 2, 8), *fields.whole(self, "block"), *clipping.problems(self)])
 
     @property
     def idempotent(self) -> bool:
         return False  # the quantiles of what was decoded are others
 
     def encode(self, W: Tensor, seen: Any = None) -> Packed:
-        flat = fields.weight(self, W)
+        flat = self.clipped(W)
         block = min(self.block, flat.numel())
         table = self.quantiles(flat, block)
         codes, absmax = coded.encode(flat, table, self.bits, block)
         return {"codes": codes, "absmax": absmax, "table": table}
+
+    def clipped(self, W: Tensor) -> Tensor:
+        """The flat weight with its range cut; by least error every block tried has quantiles of its own."""
+        flat, plain = fields.weight(self, W), replace(self, clip=None)
+        return clipping.clipped(flat, self.clip, min(self.block, flat.numel()), lambda b: replace(plain, block=b))
 
     def quantiles(self, flat: Tensor, block: int) -> Tensor:
         """float32 (2^k,), rising. NaN and infinity do not count."""
@@ -71,9 +78,9 @@ class Quantile(Scheme):
         }
 
     def bound(self, W: Tensor) -> Tensor:
-        flat = fields.weight(self, W)
+        flat, whole = self.clipped(W), fields.weight(self, W)
         block = min(self.block, flat.numel())
         absmax, table = per_block(flat, block, lambda b: b.abs().amax(1)).float(), self.quantiles(flat, block)
         gaps = torch.cat(((table[1:] - table[:-1]) / 2, table[:1] + 1, 1 - table[-1:]))
         worst = (gaps.max() + integers.ROUNDING) * absmax + integers.SLACK
-        return spread(worst, block, flat.numel()).view(W.shape)
+        return (spread(worst, block, flat.numel()) + (whole.float() - flat.float()).abs()).view(W.shape)
