@@ -35,11 +35,12 @@ struct Level {
   static void dots(const void* w, int64_t count, const void* x, int64_t m, int64_t rows, int64_t k, bool ahead,
                    float* sums) {
     x = at<T>(x, m * k);
+    bool straight = ahead && rows == 1;  // one row of x: memory is read fastest as it lies
     if (count == GROUP && rows == 3) return tile<T, 3>(w, x, k, ahead, sums);
     if (count == GROUP && rows == 2) return tile<T, 2>(w, x, k, ahead, sums);
-    if (count == GROUP) return tile<T, 1>(w, x, k, ahead, sums);
+    if (count == GROUP && !straight) return tile<T, 1>(w, x, k, ahead, sums);
     for (int64_t i = 0; i < rows; i++)
-      for (int64_t r = 0; r < count; r++) sums[i * GROUP + r] = dot<T>(at<T>(w, r * k), at<T>(x, i * k), k);
+      for (int64_t r = 0; r < count; r++) sums[i * GROUP + r] = dot<T>(at<T>(w, r * k), at<T>(x, i * k), k, ahead);
   }
 
   template <Type T>
@@ -61,14 +62,23 @@ struct Level {
     return _mm512_dpbf16_ps(acc, (__m512bh)u, (__m512bh)v);
   }
 
+  // One row in four sums. `ahead`: w goes on in memory behind it.
   template <Type T>
-  static float dot(const void* w, const void* x, int64_t k) {
-    __m512 acc = _mm512_setzero_ps();
-    for (int64_t i = 0; i < k; i += step<T>) {
+  static float dot(const void* w, const void* x, int64_t k, bool ahead) {
+    __m512 acc[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * step<T> <= k; i += 4 * step<T>)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) {
+        const void *u = at<T>(w, i + j * step<T>), *v = at<T>(x, i + j * step<T>);
+        if (ahead) _mm_prefetch(static_cast<const char*>(u) + 2048, _MM_HINT_T1);
+        acc[j] = product<T>(acc[j], _mm512_loadu_si512(u), _mm512_loadu_si512(v));
+      }
+    for (; i < k; i += step<T>) {
       __mmask32 in = words(least(step<T>, k - i));
-      acc = product<T>(acc, part<T>(at<T>(w, i), in), part<T>(at<T>(x, i), in));
+      acc[0] = product<T>(acc[0], part<T>(at<T>(w, i), in), part<T>(at<T>(x, i), in));
     }
-    return _mm512_reduce_add_ps(acc);
+    return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3])));
   }
 
   // Every index of `acc` is a constant once unrolled; only then does it live in registers.
