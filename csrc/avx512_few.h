@@ -17,7 +17,7 @@ inline void quarters(__m512i codes, __m512i values, __m512i* w) {
 // R rows of Ŵ by rows m .. m + M of x, which `prepare` laid out.
 template <int R, int M>
 void few(const Linear& a, int64_t n, int64_t m) {
-  int64_t wide = quartered(a.k);
+  int64_t wide = quartered(a.k), ahead = (a.k > 2048 ? R : 2 * R) * a.k;  // in bytes: two or four times R rows
   const uint8_t* codes = static_cast<const uint8_t*>(a.codes) + n * a.k / 2;
   const uint16_t* x = static_cast<const uint16_t*>(a.x) + m * wide;
   __m512 table = _mm512_loadu_ps(a.table), acc[R][M];
@@ -42,7 +42,7 @@ void few(const Linear& a, int64_t n, int64_t m) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       const uint8_t* q = codes + (r * a.k + i) / 2;
-      _mm_prefetch(reinterpret_cast<const char*>(q + R * a.k), _MM_HINT_T1);  // a line, 2 R rows on
+      _mm_prefetch(reinterpret_cast<const char*>(q + ahead), _MM_HINT_T1);
       __m512 one = scaled(r), two = half ? one : scaled(r);
       quarters(half ? _mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(q)))
                     : _mm512_loadu_si512(q),
@@ -84,6 +84,8 @@ void few_rows(const Linear& a, int64_t n) {
 
 void few_columns(const Linear& a, int64_t first, int64_t last) {
   int64_t n = first;
+  const char* start = static_cast<const char*>(a.codes) + first * a.k / 2;
+  for (int64_t i = 0; i < 8192; i += 64) _mm_prefetch(start + i, _MM_HINT_T1);  // lines that no row before asks for
   for (; n + 4 <= last; n += 4) few_rows<4>(a, n);
   for (; n < last; n++) few_rows<1>(a, n);
 }
