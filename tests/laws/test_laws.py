@@ -28,8 +28,8 @@ def test_the_start(method: Any, arch: str, dtype: torch.dtype) -> None:
     after = logits(attached(method, arch, dtype, moved=False), inputs(arch))
     assert after.shape == before.shape
     assert after.isfinite().all()
-    if not method.identity:
-        assert not torch.equal(after, before), "it is the identity: declare it"
+    if not method.identity:  # two bfloat16 numbers a row may round 8 bits' small change away; float32 tells
+        assert dtype is torch.bfloat16 or not torch.equal(after, before), "it is the identity: declare it"
     elif not method.near:
         assert torch.equal(after, before)
     else:
