@@ -126,7 +126,7 @@ inline bool whole(const Linear& a) { return a.type == BF16 && a.table && a.k % 6
 // few rows of x: Ŵ passes through registers; a decoded group of long rows no longer fits the first cache
 inline bool few_of(const Linear& a) { return a.rows <= 4 || (a.rows <= 16 && a.k > 2048); }
 
-inline int64_t quartered(int64_t k) { return (k + 127) / 128 * 128; }
+inline bool quartered(const Linear& a) { return a.rows <= 3; }
 
 // the even words of u and v, then their odd ones
 inline void halve(__m512i& u, __m512i& v) {
@@ -137,13 +137,13 @@ inline void halve(__m512i& u, __m512i& v) {
   v = _mm512_permutex2var_epi16(old, second, v);
 }
 
-// In every 64 elements of x: the even ones, then the odd ones. For few rows in every 128: the first of each four, then
-// the second, third and fourth of each; rows end in zeros there.
+// In every 64 elements of x: the even ones, then the odd ones. Where `quartered` in every 128: the first of each four,
+// then the second, third and fourth of each; rows end in zeros there.
 void prepare(const Linear& a, void* shared) {
   if (!whole(a)) return;
   const uint16_t* x = static_cast<const uint16_t*>(a.x);
   uint16_t* out = static_cast<uint16_t*>(shared);
-  if (!few_of(a))
+  if (!quartered(a))
     for (int64_t i = 0; i < a.rows * a.k; i += 64) {
       __m512i u = _mm512_loadu_si512(x + i), v = _mm512_loadu_si512(x + i + 32);
       halve(u, v);
@@ -160,13 +160,12 @@ void prepare(const Linear& a, void* shared) {
       }
 }
 
-// 64 codes of one block as bfloat16, even ones and odd ones.
-inline void split(const uint8_t* codes, __m512 table, float scale, __m512i& even, __m512i& odd) {
-  __m512 scaled = _mm512_mul_ps(table, _mm512_set1_ps(scale));
-  __m512i values = (__m512i)_mm512_cvtne2ps_pbh(scaled, scaled);  // twice over: a fifth bit of an index is idle
-  __m512i wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
-  even = _mm512_permutexvar_epi16(_mm512_srli_epi16(wide, 4), values);
-  odd = _mm512_permutexvar_epi16(wide, values);
+// 64 codes of one block as bfloat16, even ones and odd ones; `values` is the scaled table twice over: a fifth bit of an
+// index is idle.
+inline void halves(__m256i codes, __m512i values, __m512i* w) {
+  __m512i wide = _mm512_cvtepu8_epi16(codes);
+  w[0] = _mm512_permutexvar_epi16(_mm512_srli_epi16(wide, 4), values);
+  w[1] = _mm512_permutexvar_epi16(wide, values);
 }
 
 struct Split : Level {
@@ -176,11 +175,13 @@ struct Split : Level {
     uint16_t* to = static_cast<uint16_t*>(out);
     int64_t b = begin / a.block, left = (b + 1) * a.block - begin;
     for (int64_t i = begin; i < end; i += 64, to += 64) {
-      __m512i even, odd;
+      __m512i w[2];
+      __m512 scaled = _mm512_mul_ps(table, _mm512_set1_ps(a.scale[b]));
       if (!(i & 64)) _mm_prefetch(reinterpret_cast<const char*>(codes + (i + GROUP * a.k) / 2), _MM_HINT_T1);
-      split(codes + i / 2, table, a.scale[b], even, odd);
-      _mm512_storeu_si512(to, even);
-      _mm512_storeu_si512(to + 32, odd);
+      halves(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i / 2)),
+             (__m512i)_mm512_cvtne2ps_pbh(scaled, scaled), w);
+      _mm512_storeu_si512(to, w[0]);
+      _mm512_storeu_si512(to + 32, w[1]);
       left -= 64;
       if (!left) left = a.block, b++;
     }
