@@ -1,5 +1,6 @@
 """Few rows through plain layers in bfloat16: the same texts, and the layers as they were afterwards."""
 
+import gc
 from functools import partial
 
 import pytest
@@ -98,6 +99,26 @@ def test_what_is_taken_again_is_the_layers_own_answer_to_the_bit(llama, served, 
                 assert y is not layer(x)
                 if scheme != Absmax() or not adapted:
                     assert count == 1
+
+
+@torch.no_grad()
+def test_factors_made_for_the_call_outlive_it(llama, served):
+    """PiSSA's factors are put together anew at each call: what is taken again reads them long after."""
+    model = llama(torch.bfloat16).eval()
+    fw.quantize(model, NF4(block=32))
+    fw.attach(model, fw.LoRA(rank=4, targets="linear", init="pissa"), head=False)
+    layer, x = model.model.layers[0].mlp.up_proj, torch.randn(1, 1, 32).bfloat16()
+    (adapter,) = layer.adapters.values()
+    torch.nn.init.normal_(adapter.B)
+    expected = layer(x)
+    assert adapter.factors()[0] is not adapter.factors()[0]
+    with few_rows(model):
+        for _ in range(3):
+            assert torch.equal(layer(x), expected)
+            gc.collect()
+            litter = [torch.full((8, 32), torch.nan) for _ in range(64)] + [torch.full((48, 8), torch.nan)] * 64
+    assert len(litter) == 128
+    assert len(served) == 4
 
 
 @torch.no_grad()

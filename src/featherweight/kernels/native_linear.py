@@ -102,7 +102,6 @@ class Made(NamedTuple):
     x: Tensor
     y: Tensor
     again: Callable[[Tensor], Tensor]
-    held: tuple[Any, ...]  # the tensors that `again` reads
 
 
 notes: ContextVar[list[Made] | None] = ContextVar("notes", default=None)
@@ -119,7 +118,8 @@ def noted() -> Iterator[list[Made]]:
         notes.reset(token)
 
 
-def multiply(run: Any, weight: Any, low: Any, c: float, bias: Tensor | None, n: int, x: Tensor) -> Tensor:
+def multiply(run: Any, held: Any, weight: Any, low: Any, c: float, bias: Tensor | None, n: int, x: Tensor) -> Tensor:
+    """`held` are the tensors that `weight` and `low` point into."""
     x = x.contiguous()
     shape = x.shape
     y = torch.empty((*shape[:-1], n), dtype=x.dtype)
@@ -152,11 +152,11 @@ def product(
         low = framed((A, B), (n, k), factors)
         if low is None:
             return NotImplemented
-    again = partial(multiply, run, weight, low, c, bias, n)
+    again = partial(multiply, run, (tensors, A, B), weight, low, c, bias, n)
     y = again(x)
     made = notes.get()
     if made is not None:
-        made.append(Made(x, y, again, (tensors, A, B)))
+        made.append(Made(x, y, again))
     return y
 
 
