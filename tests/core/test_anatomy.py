@@ -6,7 +6,7 @@ from support.models import DECODERS, inputs, tiny
 from support.zoo import REFUSED, ZOO, build
 
 import featherweight as fw
-from featherweight.core.anatomy import anatomy
+from featherweight.core.anatomy import anatomy, sites
 from featherweight.core.host import base_modules
 from featherweight.core.targets import resolve
 
@@ -102,6 +102,13 @@ def test_anatomy_looks_through_adapters(arch: str) -> None:
     before = {r: [str(s) for s in v] for r, v in anatomy(model).roles.items()}
     fw.attach(model, fw.LoRA(targets="linear"))
     assert {r: [str(s) for s in v] for r, v in anatomy(model).roles.items()} == before
+
+
+@pytest.mark.parametrize("arch", DECODERS)
+@pytest.mark.parametrize("role", ["linear", "attention", "norm"])
+def test_a_role_is_found_alone_as_among_all(arch: str, role: str) -> None:
+    model = tiny(arch)
+    assert [str(s) for s in sites(model, role)] == [str(s) for s in anatomy(model).sites(role)]
 
 
 def test_plain_torch_models_have_linears_too() -> None:

@@ -152,7 +152,14 @@ def tensor_file(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mappi
 def serialized(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[Any]:
     """The bytes of a safetensors file, in parts; those of a tensor that is whole and on the CPU are no copy."""
     order, text = header(tensors, metadata)
-    return [text, *(raw(tensors[key].detach().cpu().contiguous()) for key in order)]
+    return [text, *(raw(here(tensors[key])) for key in order)]
+
+
+def here(tensor: Tensor) -> Tensor:
+    """A tensor's values on the CPU, one behind the other: itself, where they lie so."""
+    if tensor.is_cpu and not tensor.requires_grad and tensor.is_contiguous():
+        return tensor
+    return tensor.detach().cpu().contiguous()
 
 
 def header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[list[str], bytes]:

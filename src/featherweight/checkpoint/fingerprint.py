@@ -22,11 +22,11 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
+from weakref import ref
 
 import numpy
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from featherweight.core.encoded import Encoded, encoded
 from featherweight.core.errors import Problem
@@ -169,8 +169,21 @@ class Known:
     few: bytes
 
 
-# what is asked at every save and load is mostly unchanged; of a tensor's memory nothing is held
-_known: Any = WeakIdKeyDictionary()
+# id of a tensor -> the tensor, held weakly, and what is kept of it: what is asked at every save and load is mostly
+# unchanged, and torch's own dictionary of this kind makes two objects for each look
+_known: dict[int, tuple[ref[Tensor], Known]] = {}
+
+
+def keep(tensor: Tensor, found: Known) -> Known:
+    """Remember what was found, for as long as the tensor lives; of its memory nothing is held."""
+    key = id(tensor)
+
+    def gone(dead: ref[Tensor]) -> None:
+        if key in _known and _known[key][0] is dead:
+            del _known[key]
+
+    _known[key] = ref(tensor, gone), found
+    return found
 
 
 def look(tensor: Tensor) -> Known:
@@ -180,16 +193,13 @@ def look(tensor: Tensor) -> Known:
     """
     if tensor.is_inference():
         return seen(tensor, 0, b"")
-    then, version, bits = _known.get(tensor), tensor._version, glimpsed(tensor)
-    if (
-        then is None
-        or then.bits != bits
-        or then.version != version
-        or then.place != tensor.data_ptr()
-        or then.dtype is not tensor.dtype
-    ):
-        then = _known[tensor] = seen(tensor, version, bits)
-    return then
+    held, version, bits = _known.get(id(tensor)), tensor._version, glimpsed(tensor)
+    if held is not None and held[0]() is tensor:
+        then = held[1]
+        same = (then.version, then.place, then.bits) == (version, tensor.data_ptr(), bits)
+        if same and then.dtype is tensor.dtype:
+            return then
+    return keep(tensor, seen(tensor, version, bits))
 
 
 def glimpsed(tensor: Tensor) -> bytes:

@@ -22,12 +22,12 @@ from featherweight.checkpoint.peft.common import SHARED, base_name, brought, wan
 from featherweight.checkpoint.peft.names import PREFIX
 from featherweight.checkpoint.peft.table import for_type
 from featherweight.checkpoint.record import Record, digest, from_metadata
-from featherweight.checkpoint.save import table
+from featherweight.checkpoint.save import entries_of
 from featherweight.core.attach import attach, detach
 from featherweight.core.errors import Problem, did_you_mean, raise_all
 from featherweight.core.host import steady
 from featherweight.core.method import Method
-from featherweight.core.state import load_state
+from featherweight.core.state import adapters, take, tensors_of
 from featherweight.core.switch import switch, switch_of
 from featherweight.methods.starts import spared
 
@@ -103,9 +103,11 @@ def load(
             exchangeable(model, name, method, head)
         else:
             attach(model, method, name, head=head, stack=stack, train=train)
-        entries = table(model, name)
+        made = adapters(model, name)
+        own = tensors_of(made)
+        entries = entries_of(model, name, made, own)
         tensors = without_copies(model, used(stored), entries, str(stored.folder / WEIGHTS))
-        load_state(model, name, unpacked(entries, tensors, WEIGHTS), give=not replace)
+        take(model, made, own, unpacked(entries, tensors, WEIGHTS), give=not replace)
     return model
 
 

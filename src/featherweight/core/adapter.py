@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from featherweight.core.blank import begin
 from featherweight.core.errors import NotMergeable, Problem, raise_all
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ class Adapter(nn.Module):
 
     joint: ClassVar[Callable[..., Any] | None] = None
     elastic: ClassVar[tuple[str, ...]] = ()  # last names of 1-d tensors whose length a file decides, not the method
+
+    def __init__(self) -> None:
+        begin(self)
 
     def forward(self, base: "Base", *args: Any, **kwargs: Any) -> Any:
         """The host's output with this adapter on. `base(...)` is the host with the adapters below already applied."""

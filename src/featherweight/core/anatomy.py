@@ -51,14 +51,23 @@ def anatomy(model: nn.Module) -> Anatomy:
         for site in block_sites(model, path, block, undecided):
             roles[site.role].append(site)
     roles["norm"] = [Site(p, m, "norm") for p, m in base_modules(model) if is_norm(m)]
-    head, generates = find_head(model)
-    roles["head"] = head
-    inside = {id(s.module) for s in head}
-    within = [m for _, m in blocks] or [model]
-    linears = {id(m) for b in within for _, m in base_modules(b) if kind_of(m) == "linear"} - inside
-    roles["linear"] = [Site(p, m, "linear") for p, m in base_modules(model) if id(m) in linears]
+    roles["head"], generates = find_head(model)
+    roles["linear"] = find_linears(model)
     roles["embedding"] = find_embedding(model)
     return Anatomy(tuple(blocks), dict(roles), generates, undecided)
+
+
+def sites(model: nn.Module, role: str) -> list[Site]:
+    """`anatomy(model).sites(role)`; the blocks' insides are only looked at for a role that lies in them."""
+    return find_linears(model) if role == "linear" else anatomy(model).sites(role)
+
+
+def find_linears(model: nn.Module) -> list[Site]:
+    """The linear layers of the blocks (of the whole, where there are none) that are no part of the head."""
+    within = [m for _, m in find_blocks(model)] or [model]
+    linears = {id(m) for b in within for _, m in base_modules(b) if kind_of(m) == "linear"}
+    linears -= {id(s.module) for s in find_head(model)[0]}
+    return [Site(p, m, "linear") for p, m in base_modules(model) if id(m) in linears]
 
 
 def find_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from featherweight.core.base import Base
+from featherweight.core.blank import begin
 from featherweight.core.derived import derive
 from featherweight.core.errors import InputError, Problem
 from featherweight.core.rows import routed
@@ -25,6 +26,9 @@ from featherweight.core.switch import Switch
 
 class Adapters(nn.ModuleDict):
     """name -> adapter on one host. Any name without a dot will do, also one that a ModuleDict has as an attribute."""
+
+    def __init__(self) -> None:
+        begin(self)
 
     def __setitem__(self, key: str, module: nn.Module) -> None:
         self._modules[key] = module

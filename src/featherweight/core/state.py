@@ -44,17 +44,16 @@ def tensors_of(adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:
     return found
 
 
-def saved(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """What `state_dict` lists, in its order, at a third of its time."""
-    for name, p in module._parameters.items():
-        if p is not None:
-            yield prefix + name, p
-    for name, b in module._buffers.items():
-        if b is not None and name not in module._non_persistent_buffers_set:
-            yield prefix + name, b
+def saved(module: nn.Module, prefix: str = "") -> list[tuple[str, Tensor]]:
+    """What `state_dict` lists, in its order, at a fifth of its time."""
+    found: list[tuple[str, Tensor]] = [(prefix + name, p) for name, p in module._parameters.items() if p is not None]
+    if module._buffers:
+        passing = module._non_persistent_buffers_set
+        found += [(prefix + name, b) for name, b in module._buffers.items() if b is not None and name not in passing]
     for name, child in module._modules.items():
-        if child is not None:
-            yield from saved(child, f"{prefix}{name}.")
+        if child is not None and (child._parameters or child._buffers or child._modules):
+            found += saved(child, f"{prefix}{name}.")
+    return found
 
 
 def state(model: nn.Module, name: str) -> dict[str, Tensor]:
@@ -68,7 +67,14 @@ def load_state(model: nn.Module, name: str, tensors: Mapping[str, Tensor], give:
     `give`: the tensors are nobody else's, and the adapter may keep them rather than copies.
     """
     made = adapters(model, name)
-    own, free = tensors_of(made), elastic(made)
+    take(model, made, tensors_of(made), tensors, give)
+
+
+def take(
+    model: nn.Module, made: Mapping[str, Adapter], own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], give: bool
+) -> None:
+    """`load_state` for who has the adapters by path, and their own tensors, already."""
+    free = elastic(made)
     missing = [k for k in own if k not in tensors]
     extra = [k for k in tensors if k not in own]
     problems = [Problem("missing tensor", k, expected=shape(own[k]), fix=near(k, extra)) for k in missing]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from featherweight.core.anatomy import anatomy
+from featherweight.core.anatomy import anatomy, sites
 from featherweight.core.errors import InputError, Problem, did_you_mean, listed, raise_all
 from featherweight.core.host import base_modules
 from featherweight.core.lexicon import ROLES, UNIONS
@@ -45,7 +45,7 @@ def matches(
     model: nn.Module, target: str, open_to: list[tuple[str, nn.Module]], kinds: Sequence[str], where: str
 ) -> list[Site]:
     if target in ROLES:
-        return [s for s in anatomy(model).sites(target) if s.kind in kinds]
+        return [s for s in sites(model, target) if s.kind in kinds]
     try:
         pattern = re.compile(rf"(?:.*\.)?(?:{target})")
     except re.error as error:

@@ -26,11 +26,14 @@ class LowRank(Adapter):
     rounds = 0  # of LoftQ, which starts when the host's weight becomes codes
     scale: float
     freeze_A: bool  # noqa: N815
+    dropout: Any
+    lora_A: Any  # noqa: N815  # PEFT's name
+    lora_B: Any  # noqa: N815
 
     def __init__(self, host: Any, rank: int, scale: float, dropout: float = 0.0, freeze_A: bool = False):
         super().__init__()
         vars(self).update(scale=scale, freeze_A=freeze_A)  # a module's own way looks for parameters first
-        self.dropout = self.noise(dropout)
+        self._modules["dropout"] = self.noise(dropout)
         self.size(host, rank)
 
     def noise(self, dropout: float) -> nn.Module:
@@ -45,8 +48,8 @@ class LowRank(Adapter):
         """Make factors of this rank, without values."""
         W = like(host)
         (out, into), usual = W.shape, kind(W)
-        self.lora_A = blank(nn.Linear, into, rank, bias=False, **usual)
-        self.lora_B = blank(nn.Linear, rank, out, bias=False, **usual)
+        self._modules["lora_A"] = blank(nn.Linear, into, rank, bias=False, **usual)
+        self._modules["lora_B"] = blank(nn.Linear, rank, out, bias=False, **usual)
 
     @property
     def A(self) -> Tensor:
@@ -55,6 +58,11 @@ class LowRank(Adapter):
     @property
     def B(self) -> Tensor:
         return self.lora_B.weight
+
+    @property
+    def rank(self) -> int:
+        """Of the change: how many rows `factors()` gives A."""
+        return self.A.shape[0]
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """(A, B) whose product, times the scale, is the change of the weight."""
@@ -98,9 +106,6 @@ class LowRank(Adapter):
 
 class LowRankConv(LowRank):
     """On a 2-d convolution: lora_A.weight (r, C_in, kh, kw), lora_B.weight (C_out, r, 1, 1)."""
-
-    lora_A: Any  # noqa: N815  # PEFT's name
-    lora_B: Any  # noqa: N815
 
     def size(self, host: Any, rank: int) -> None:
         shape = {k: getattr(host, k) for k in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}

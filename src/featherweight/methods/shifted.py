@@ -32,6 +32,10 @@ class Shifted(LowRank):
             self.B.copy_(B.reshape(self.B.shape))
         self.origin_A, self.origin_B = self.A.detach().clone(), self.B.detach().clone()
 
+    @property
+    def rank(self) -> int:
+        return super().rank * (1 if self.origin_A is None else 2)
+
     def factors(self) -> tuple[Tensor, Tensor]:
         A, B = super().factors()
         if self.origin_A is None or self.origin_B is None:

@@ -28,7 +28,7 @@ TARGETS = "target_parameters"
 def config(model: nn.Module, method: Method, adapters: Adapters) -> dict[str, Any]:
     """As LoRA's, over the other layers' paths and the experts' tensors together."""
     method, layers = cast(ExpertLoRA, method), others(adapters)
-    ranks = {path: sum(lora.rank(part) for part in lora.parts(a)) for path, a in layers.items()}
+    ranks = {path: sum(part.rank for part in lora.parts(a)) for path, a in layers.items()}
     scales = {path: lora.scale(lora.parts(a)[0]) for path, a in layers.items()}
     for path, adapter in experts(adapters).items():
         ranks |= {f"{path}.{n}": r for n, r in adapter.ranks.items()}

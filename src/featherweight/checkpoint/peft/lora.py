@@ -65,7 +65,7 @@ def config(model: nn.Module, method: Method, adapters: Adapters) -> dict[str, An
     """Read off the adapters themselves: ranks and scales, whatever options made them."""
     method = cast(LoRA, method)
     low = {path: parts(a) for path, a in adapters.items()}
-    ranks = {path: sum([rank(part) for part in of]) for path, of in low.items()}
+    ranks = {path: sum([part.rank for part in of]) for path, of in low.items()}
     scales = {path: scale(of[0]) for path, of in low.items()}
     alphas = {p: whole(s * (ranks[p] ** 0.5 if method.rank_stabilized else ranks[p])) for p, s in scales.items()}
     modules = dict(base_modules(model))
@@ -105,10 +105,6 @@ def whole(value: float) -> int | float:
 
 def parts(adapter: nn.Module) -> Sequence[LowRank]:
     return [*adapter.of.values()] if isinstance(adapter, Parts) else [adapter]  # type: ignore[list-item]
-
-
-def rank(adapter: LowRank) -> int:
-    return int(adapter.factors()[0].shape[0])
 
 
 def scale(adapter: LowRank) -> float:

@@ -3,7 +3,7 @@ set.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -65,13 +65,13 @@ def pattern_value(path: str, patterns: Mapping[str, Any] | None, otherwise: Any)
     return otherwise
 
 
-def tails(path: str) -> list[str]:
+def tails(path: str) -> Iterator[str]:
     """The dotted ends of a path, shortest first: `a.b.c` -> `c`, `b.c`, `a.b.c`."""
-    found, at = [], path.rfind(".")
+    at = path.rfind(".")
     while at >= 0:
-        found.append(path[at + 1 :])
+        yield path[at + 1 :]
         at = path.rfind(".", 0, at)
-    return [*found, path]
+    yield path
 
 
 def hit(modules: Iterable[str]) -> set[str]:
