@@ -9,7 +9,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import featherweight as fw
-from featherweight.core.part import Part, Rows, sections
+from featherweight.core.base import Base
+from featherweight.core.host import become_host, leave_host
+from featherweight.core.part import Part, PartBase, Rows, sections
+from featherweight.core.switch import Switch
 
 TOGETHER, APART = torch.arange(3, 7), torch.tensor([1, 2, 5, 9])
 
@@ -55,15 +58,31 @@ def test_a_part_of_a_conv1d_reads_as_out_by_in() -> None:
     assert torch.equal(part.paste("weight", conv.weight, torch.zeros(2, 3))[:, 2:4], torch.zeros(3, 2))
 
 
+@pytest.mark.parametrize("at", [TOGETHER, APART], ids=["together", "apart"])
+@pytest.mark.parametrize("host", [nn.Linear(5, 12), Conv1D(12, 5)], ids=["linear", "conv1d"])
+def test_a_part_answers_other_inputs_by_its_own_rows(host: Any, at: torch.Tensor) -> None:
+    become_host(host, Switch(), "it")
+    x, other = torch.randn(3, 5), torch.randn(3, 5, requires_grad=True)
+    base = Base(host)
+    part = PartBase(base, Part(host, at), (x, base(x)[:, at]))
+    assert part(x) is part.known[1]  # type: ignore[index]
+    assert torch.equal(part(x.clone()), base(x)[:, at])
+    wanted = base(other)[:, at]
+    torch.testing.assert_close(part(other), wanted)
+    g = torch.randn_like(wanted)
+    torch.testing.assert_close(torch.autograd.grad(part(other), other, g), torch.autograd.grad(wanted, other, g))
+    leave_host(host)
+
+
 METHODS = [
     fw.IA3(), fw.BitFit(), fw.BitFit(targets=("query", "value")), fw.LoRA(), fw.LoRA(targets="linear"), fw.VeRA(rank=4),
-    fw.Scaling(targets=("down",)), fw.FishMask(density=0.1), fw.DoRA(),
+    fw.Scaling(targets=("down",)), fw.Scaling(), fw.FishMask(density=0.1), fw.DoRA(),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_no_host_is_called_twice(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """(IA)³ scales what a Conv1D reads, biases rewrite it: neither pays for the product that it does not use."""
+    """(IA)³ and Scaling scale what a Conv1D reads, biases rewrite it: none pays for a product that it does not use."""
     model, calls, forward = tiny("gpt2"), [0], Conv1D.forward
 
     def counted(self: Any, x: torch.Tensor) -> torch.Tensor:

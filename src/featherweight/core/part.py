@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from featherweight.core.adapter import Adapter
 from featherweight.core.base import Base, read
 from featherweight.core.blank import is_bare
-from featherweight.core.encoded import like
+from featherweight.core.encoded import encoded, like
 from featherweight.core.host import frozen_class
 
 
@@ -99,7 +100,8 @@ def like_cut(part: Part, name: str = "weight") -> Tensor:
 class PartBase:
     """What an adapter on a part sees as its base: the host's output and tensors, cut to the rows.
 
-    `known`, where given, is the answer to these very inputs: (x, y), y cut already.
+    `known`, where given, is the answer to these very inputs: (x, y), y cut already. The answer to others x' is then
+    y + W (x' − x) with the part's own rows of W, a fraction of the host's, and y to the bit where x' equals x.
     """
 
     def __init__(self, base: Base, part: Part, known: tuple[Tensor, Tensor] | None = None):
@@ -107,9 +109,13 @@ class PartBase:
         self.host = part
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.known is not None and x is self.known[0]:
-            return self.known[1]
-        y: Tensor = self.base(x)
+        if self.known is not None:
+            before, y = self.known
+            if x is before:
+                return y
+            if x.dtype is before.dtype and multiplies(self.base):
+                return y + F.linear(x - before, self["weight"]).to(y.dtype)
+        y = self.base(x)
         return y if self.part.rows is None else self.part.rows.cut(y, -1)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -120,11 +126,18 @@ class PartBase:
         return lambda x: PartBase(self.base.using(whole), self.part)(x)  # type: ignore[arg-type]
 
 
+def multiplies(base: Base) -> bool:
+    """Whether a call is the host's own product with a weight in floating point, and no more."""
+    cls = base.host.frozen_class
+    return not base.below and (cls is nn.Linear or transposed(base.host)) and not encoded(base.host)
+
+
 class Parts(Adapter):
     """Adapters on parts of one host, by role; the whole of a Conv1D is the one part `whole`.
 
-    The host is called once: for the very x of the call where there are slices, over all that is rewritten where the
-    parts have weight laws only, and for what its adapter asks where there is the whole.
+    The host is called once: for the very x of the call where there are slices (what they ask beyond that is a product
+    of theirs), over all that is rewritten where the parts have weight laws only, and for what its adapter asks where
+    there is the whole.
     """
 
     def __init__(self, parts: Mapping[str, Part], made: Mapping[str, Adapter]):
