@@ -6,13 +6,12 @@ rows of the batch have adapters of their own, the bias of relative positions is 
 
 from collections import defaultdict
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from featherweight.core.base import Base, view
+from featherweight.core.base import Base
 from featherweight.core.derived import derive
 from featherweight.core.host import Host, base_modules, frozen_class, reclass, stack_of
 
@@ -25,7 +24,7 @@ def reading(cls: Any) -> Any:
     def get_rel_embedding(self: Any) -> Any:
         table = self.rel_embeddings
         W = table(torch.arange(table.num_embeddings, device=table.weight.device))
-        return cls.get_rel_embedding(seen(self, rel_embeddings=SimpleNamespace(weight=W)))
+        return cls.get_rel_embedding(Seen(self, rel_embeddings=Called(W)))
 
     return derive(cls, reading, get_rel_embedding=get_rel_embedding)
 
@@ -34,8 +33,9 @@ def biasing(cls: Any) -> Any:
     """The attention's class, its bias computed for each stack of adapters among the rows."""
 
     def disentangled_attention_bias(self: Any, query: Tensor, key: Tensor, *args: Any) -> Tensor:
-        hosts = {n: m for n in POSITIONS if isinstance(m := getattr(self, n, None), Host)}
-        rows = next((m.switch.rows for m in hosts.values()), None)
+        children = self._modules
+        hosts: dict[str, Any] = {n: children[n] for n in POSITIONS if isinstance(children.get(n), Host)}
+        rows = next(iter(hosts.values())).switch.rows if hosts else None
         if rows is None:
             return cls.disentangled_attention_bias(self, query, key, *args)
         members: defaultdict[Any, list[int]] = defaultdict(list)
@@ -46,19 +46,29 @@ def biasing(cls: Any) -> Any:
         for stacks, index in members.items():
             bases = {n: Base(m, stack) for (n, m), stack in zip(hosts.items(), stacks, strict=True)}
             mine = (q[index].flatten(0, 1), k[index].flatten(0, 1))
-            made.append(cls.disentangled_attention_bias(seen(self, **bases), *mine, *args))
+            made.append(cls.disentangled_attention_bias(Seen(self, **bases), *mine, *args))
         order = torch.tensor([i for index in members.values() for i in index], device=query.device).argsort()
         return torch.cat([m.unflatten(0, (-1, q.shape[1])) for m in made])[order].flatten(0, 1)
 
     return derive(cls, biasing, disentangled_attention_bias=disentangled_attention_bias)
 
 
-def seen(module: Any, **children: Any) -> nn.Module:
-    """A shallow copy of a module with other children."""
-    copy = view(module, {}) if isinstance(module, Host) else object.__new__(type(module))
-    copy.__dict__.update(vars(module))
-    copy.__dict__["_modules"] = module._modules | children
-    return copy
+class Seen:
+    """A module with other attributes, for a function of its class to read; torch.compile follows it."""
+
+    def __init__(self, module: nn.Module, **others: Any):
+        self.module = module
+        self.others = others
+
+    def __getattr__(self, name: str) -> Any:
+        return self.others[name] if name in self.others else getattr(self.module, name)
+
+
+class Called:
+    """What calling an embedding for all its rows gave, where its `weight` is read."""
+
+    def __init__(self, weight: Tensor):
+        self.weight = weight
 
 
 # class -> what makes it again, and the method that has to be there for it
