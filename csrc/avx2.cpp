@@ -252,6 +252,7 @@ void rescale(const int32_t* acc, const float* row, const float* col, const float
 }
 
 struct Level {
+  static constexpr auto low = add_low;
   static constexpr int TILE = 1;
 
   static void decode(const Linear& a, void* out, int64_t begin, int64_t end) {

@@ -4,8 +4,18 @@
 // ones (for few rows every fourth of 128), so that a nibble is looked up where it lies. x is laid out so once; few rows of
 // x need no scratch for Ŵ at all. The processor rounds there, which makes denormals of Ŵ zero.
 
+inline __m512 begin(const Linear& a, int64_t m, int64_t n);
+
 struct Level {
   static constexpr int TILE = 3;
+
+  static void low(const Linear& a, int64_t m, int64_t n, int64_t count, float* sums) {
+    if (count < GROUP) return add_low(a, m, n, count, sums);
+    __m512 v[GROUP];
+    for (int r = 0; r < GROUP && a.rank; r++) v[r] = begin(a, m, n + r);
+    if (a.rank)
+      _mm256_storeu_ps(sums, _mm256_add_ps(_mm256_loadu_ps(sums), sum8(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7])));
+  }
 
   static void decode(const Linear& a, void* out, int64_t begin, int64_t end) {
     if (a.table)

@@ -46,7 +46,7 @@ inline void add_low(const Linear& a, int64_t m, int64_t first, int64_t count, fl
                                                                        a.rank);
 }
 
-// Level has decode(a, out, begin, end), TILE and dots<T>(w, count, x, m, rows, k, sums): the products of `count` rows of
+// Level has decode(a, out, begin, end), low as add_low, TILE and dots<T>(w, count, x, m, rows, k, sums): the products of `count` rows of
 // w with rows m .. m + rows of x, rows <= TILE, as sums[row * GROUP + r]; `ahead`: w goes on in memory behind them.
 template <class Level, Type T>
 void linear_typed(const Linear& a, int64_t first, int64_t last, void* scratch) {
@@ -62,7 +62,7 @@ void linear_typed(const Linear& a, int64_t first, int64_t last, void* scratch) {
       int64_t rows = least(Level::TILE, a.rows - m);
       Level::template dots<T>(group, count, a.x, m, rows, a.k, a.itself(), sums);
       for (int64_t i = 0; i < rows; i++) {
-        add_low(a, m + i, n, count, sums + i * GROUP);
+        Level::low(a, m + i, n, count, sums + i * GROUP);
         finish<T>(a, m + i, n, count, sums + i * GROUP);
       }
     }

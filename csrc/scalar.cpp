@@ -60,6 +60,7 @@ void rescale(const int32_t* acc, const float* row, const float* col, const float
 }
 
 struct Level {
+  static constexpr auto low = add_low;
   static void decode(const Linear& a, void* out, int64_t begin, int64_t end) {
     if (a.table)
       decode4(static_cast<const uint8_t*>(a.codes), a.scale, a.table, out, a.type, a.block, begin, end);

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from featherweight.kernels.native import Factors, Weight
 from featherweight.kernels.native_ops import TYPES, fits, packed4, packed8, plainly, pointer, scales_fit, serves
-from featherweight.quant.ops import FEW, NESTED, add_low
+from featherweight.quant.ops import FEW, NESTED
 
 ROWS = 64  # rows of x up to which the packed product is tried; it wins where few rows meet a large weight
 
@@ -147,8 +147,6 @@ def product(
     if A is not None:
         if B is None or (grad and (A.requires_grad or B.requires_grad)):
             return NotImplemented
-        if rows > FEW:
-            return add_low(product(run, tensors, weight, x, n, k, bias, None, None, 0.0), x, A, B, c)
         low = framed((A, B), (n, k), factors)
         if low is None:
             return NotImplemented
