@@ -153,10 +153,10 @@ class LowRankEmbedding(LowRank):
         A, B = self.factors()
         return self.scale * F.embedding(ids, A.T) @ B.T
 
-    def forward(self, base: Any, ids: Tensor) -> Tensor:
-        if plain_table(self, base):
-            return super().forward(base, ids)
-        return Adapter.forward(self, base, ids)
+    def forward(self, base: Any, *args: Any, **kwargs: Any) -> Any:  # positions of BART and OPT are called with more
+        if plain_table(self, base) and len(args) == 1 and not kwargs:
+            return super().forward(base, *args)
+        return Adapter.forward(self, base, *args, **kwargs)
 
 
 def plain_table(adapter: LowRankEmbedding, base: Any) -> bool:
