@@ -1,5 +1,6 @@
 """DoRA by hand, its options, and what its norms are taken of."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -84,6 +85,71 @@ def test_a_changed_base_is_met_with_new_norms() -> None:
         V = layer.weight + adapter.delta()
         wanted = x @ (adapter.magnitude / V.norm(dim=1))[:, None].mul(V).T + layer.bias
         torch.testing.assert_close(layer(x), wanted)
+
+
+def through_data(p: nn.Parameter) -> None:
+    p.data.mul_(1.5)
+
+
+def new_data(p: nn.Parameter) -> None:
+    p.data = p.data * 1.5
+
+
+def there_and_back(p: nn.Parameter) -> None:
+    """Of another precision and of this one again, mostly at the same place in memory."""
+    p.data = p.data.half()
+    p.data = p.data.float()
+
+
+def one_value(p: nn.Parameter) -> None:
+    with torch.no_grad():
+        p.view(-1)[7] += 1
+
+
+def stepped(p: nn.Parameter) -> None:
+    p.requires_grad_(True)
+    p.grad = torch.ones_like(p)
+    torch.optim.SGD([p], lr=0.1).step()
+
+
+CHANGES = [through_data, new_data, there_and_back, one_value, stepped]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("which", ["W", "A", "B"])
+def test_norms_are_kept_in_evaluation_and_never_met_again_after_a_change(change: Any, which: str) -> None:
+    layer, _ = kinds()[0]
+    adapter = one(layer, fw.DoRA(rank=2, targets="0")).eval()
+    nn.init.normal_(adapter.B)
+    with torch.inference_mode():
+        first = adapter.norms(layer.weight)
+    assert adapter.norms(layer.weight) is first
+    assert not first.is_inference()
+    change({"W": layer.weight, "A": adapter.A, "B": adapter.B}[which])
+    second = adapter.norms(layer.weight)
+    assert torch.equal(second, adapter.measured(layer.weight))
+    assert not torch.equal(second, first)
+    adapter.train()
+    assert adapter.norms(layer.weight) is not adapter.norms(layer.weight)
+    assert "norms" not in str(vars(adapter))
+
+
+def test_a_weight_that_is_made_at_every_call_is_measured_at_every_call() -> None:
+    layer, _ = kinds()[0]
+    adapter = one(layer, fw.DoRA(rank=2, targets="0")).eval()
+    made = layer.weight.detach().clone()
+    assert adapter.norms(made) is not adapter.norms(made)
+    assert adapter.norms(layer.weight) is adapter.norms(layer.weight)
+
+
+def test_a_copy_in_evaluation_has_norms_of_its_own() -> None:
+    layer, x = kinds()[0]
+    one(layer, fw.DoRA(rank=2, targets="0"))
+    first = layer.eval()(x)
+    twin = copy.deepcopy(layer)
+    disturb(twin)
+    assert torch.equal(layer(x), first)
+    assert not torch.allclose(twin(x), first)
 
 
 def test_a_row_of_zeros_stays_one() -> None:

@@ -103,12 +103,17 @@ def load(
             exchangeable(model, name, method, head)
         else:
             attach(model, method, name, head=head, stack=stack, train=train)
-        made = adapters(model, name)
-        own = tensors_of(made)
-        entries = entries_of(model, name, made, own)
-        tensors = without_copies(model, used(stored), entries, str(stored.folder / WEIGHTS))
-        take(model, made, own, unpacked(entries, tensors, WEIGHTS), give=not replace)
+        fill(model, name, stored, give=not replace)
     return model
+
+
+def fill(model: nn.Module, name: str, stored: Stored, give: bool) -> None:
+    """Put a file's tensors into the adapter that is attached for them."""
+    made = adapters(model, name)
+    own = tensors_of(made)
+    entries = entries_of(model, name, made, own)
+    tensors = without_copies(model, used(stored), entries, str(stored.folder / WEIGHTS))
+    take(model, made, own, unpacked(entries, tensors, WEIGHTS), give)
 
 
 def parts(model: nn.Module, folder: Path, method: Method, strict_base: bool) -> None:

@@ -10,23 +10,28 @@ channels. With dropout h = W x + b + (c − 1) W x' + c s B A x', x' the dropped
 Merge: the equation. m is the norm of the base's own rows: over another adapter the start is not the identity.
 
 ‖W + s B A‖² = ‖W‖² + 2 s ⟨W, B A⟩ + s² ‖B A‖² row by row, with ⟨W, B A⟩ = (A Wᵀ) ⊙ Bᵀ and ‖B A‖² = (A Aᵀ Bᵀ) ⊙ Bᵀ
-summed over the rank: no dense B A. It is computed anew at every call, so a changed base is never met with old norms.
+summed over the rank: no dense B A. That reads all of W twice, most of a short call's time: while the adapter is not in
+training the norms are kept for as long as W, A and B have the version, memory and sampled values that they had.
 Source: Liu et al. 2024, arXiv:2402.09353.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from featherweight.core.adapter import Adapter
+from featherweight.core.glimpse import Look, looks
 from featherweight.methods.lora import LoRA
 from featherweight.methods.lowrank import LowRank, LowRankConv, LowRankEmbedding, plain_table
 from featherweight.methods.shifted import Shifted
 
 FLOOR = 1e-12  # a norm below is taken for 0
+# adapter -> what it looked like, and its norms; beside the adapter, so that neither copies nor files hold them
+_norms: WeakKeyDictionary[nn.Module, tuple[tuple[Look, ...], Tensor]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,7 +56,22 @@ class Decomposed(Shifted):
         self.magnitude = nn.Parameter(lengths(self.matrix(host.weight.detach()), self.A.dtype))
 
     def norms(self, W: Tensor) -> Tensor:
-        """‖W + s B A‖ of each row (out,), a constant, without a dense B A."""
+        """‖W + s B A‖ of each row (out,), a constant; that of the last call where nothing was changed since."""
+        seen = None if self.training or torch.compiler.is_compiling() else looks(W, self.A, self.B)
+        if seen is None:
+            return self.measured(W)
+        kept = _norms.get(self)
+        if kept is None or kept[0] != seen:
+            with torch.inference_mode(False):  # what is kept must serve a later training step too
+                kept = _norms[self] = seen, self.measured(W)
+        return kept[1]
+
+    def train(self, mode: bool = True) -> Self:
+        _norms.pop(self, None)  # what was trained past torch's books is met anew in any case
+        return super().train(mode)
+
+    def measured(self, W: Tensor) -> Tensor:
+        """The norms, without a dense B A."""
         with torch.no_grad(), torch.autocast(W.device.type, enabled=False):
             M = self.matrix(W)
             A, B = (f.flatten(1) for f in self.factors())

@@ -1,8 +1,7 @@
 """The low-rank adapters: W + s B A on linear layers, convolutions and embeddings.
 
 To all of them the weight is one matrix (out, in): a convolution's is C_out × (C_in · kernel), an embedding's H × V.
-`A` and `B` are the factors that train, `factors()` what the change is computed from, with the rank as A's first and
-B's second axis.
+`A` and `B` are the factors that train, `factors()` what the change is computed from; the rank is A's first axis.
 """
 
 from collections.abc import Callable
@@ -26,14 +25,13 @@ class LowRank(Adapter):
     rounds = 0  # of LoftQ, which starts when the host's weight becomes codes
     scale: float
     freeze_A: bool  # noqa: N815
-    dropout: Any
     lora_A: Any  # noqa: N815  # PEFT's name
     lora_B: Any  # noqa: N815
 
     def __init__(self, host: Any, rank: int, scale: float, dropout: float = 0.0, freeze_A: bool = False):
         super().__init__()
         vars(self).update(scale=scale, freeze_A=freeze_A)  # a module's own way looks for parameters first
-        self._modules["dropout"] = self.noise(dropout)
+        self.dropout = self.noise(dropout)
         self.size(host, rank)
 
     def noise(self, dropout: float) -> nn.Module:
@@ -46,8 +44,7 @@ class LowRank(Adapter):
 
     def size(self, host: Any, rank: int) -> None:
         """Make factors of this rank, without values."""
-        W = like(host)
-        (out, into), usual = W.shape, kind(W)
+        (out, into), usual = (W := like(host)).shape, kind(W)
         self._modules["lora_A"] = blank(nn.Linear, into, rank, bias=False, **usual)
         self._modules["lora_B"] = blank(nn.Linear, rank, out, bias=False, **usual)
 
@@ -60,8 +57,7 @@ class LowRank(Adapter):
         return self.lora_B.weight
 
     @property
-    def rank(self) -> int:
-        """Of the change: how many rows `factors()` gives A."""
+    def rank(self) -> int:  # of the change, as `factors()` has it
         return self.A.shape[0]
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -161,7 +157,6 @@ class LowRankEmbedding(LowRank):
 
 def plain_table(adapter: LowRankEmbedding, base: Any) -> bool:
     """Whether rows may be looked up apart from the table: scaled embeddings (Gemma, BART) go through the weight.
-
     Raises InputError where the table was resized under the adapter.
     """
     table, cls = like(base.host), frozen_class(base.host)
