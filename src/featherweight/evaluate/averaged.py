@@ -51,8 +51,8 @@ def averaged(
     """Accuracy of the averaged probabilities (`accuracy`), of each template (`accuracy/<template>`) and their `median`.
 
     `source` is a data set in its own columns, `name` its set of templates or one of them, `columns` those of the file
-    that stand for the templates' fields (`prompted`); the task is the model's own, else the one for choices. Raises InputError for bad rows, and where two templates offer a row unlike
-    numbers of choices.
+    that stand for the templates' fields (`prompted`); the task is the model's own, else the one for choices. Raises
+    InputError for bad rows, and where two templates offer a row unlike numbers of choices.
     """
     asked = ask(model, source, name, task, tokenizer=tokenizer, batch=batch, length=length, split=split, labels=True,
                 columns=columns, told=told)  # fmt: skip

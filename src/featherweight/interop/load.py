@@ -49,8 +49,8 @@ def load_model(
     The base is `base` where given; else the `model` of the folder's run.toml, the place on record as seen from the
     folder, or PEFT's `base_model_name_or_path`. Its fingerprint is checked. A base that was quantized in training is
     quantized again, the same way; `quantize` is another scheme for it, or "none". `filed`: its tensors stay in their
-    files, see `load_base`. `over`: folders of the adapters that it works over (a Fusion's), by their names, where they do
-    not lie beside it. Raises InputError where no base is found, naming what was tried.
+    files, see `load_base`. `over`: folders of the adapters that it works over (a Fusion's), by their names, where they
+    do not lie beside it. Raises InputError where no base is found, naming what was tried.
     """
     stored = read(folder, name)
     place = os.fspath(base) if base is not None else find_base(stored)
