@@ -84,12 +84,15 @@ def watched(model: nn.Module, watches: list[Watch], blocks: Mapping[str, nn.Modu
 
 class Unstored(TorchDispatchMode):
     """Lets a model on the meta device run: where it asks a tensor for a number, as whether a mask is all ones, that is
-    1. Tensors keep their identity there, and that is all that is looked at.
+    1; experts' products, which torch knows there in bfloat16 alone, have their shape. Tensors keep their identity, and
+    that is all that is looked at.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return torch.ones((), dtype=args[0].dtype).item()
+        if func is torch.ops.aten._grouped_mm.default and args[0].is_meta:
+            return args[0].new_empty(*args[0].shape[:-1], args[1].shape[-1])
         return func(*args, **(kwargs or {}))
 
 
