@@ -116,8 +116,24 @@ class Live(TorchDispatchMode):
 @cache
 def flops_of(packet: Any) -> Callable[..., int] | None:
     """What counts an operation's work, in place or not; None for those that count as free."""
+    if packet is aten._grouped_mm:
+        return grouped_flops
     known = LIKE.get(packet) or getattr(aten, packet.__name__.removesuffix("_"), packet)
     return flop_registry.get(packet) or flop_registry.get(known)
+
+
+def grouped_flops(a: Tensor, b: Tensor, *rest: Any, **options: Any) -> int:
+    """Each token meets one expert: where a has all experts and b the tokens, each of them meets b's share."""
+    return 2 * a.numel() * b.shape[-1] // (len(a) if a.dim() > b.dim() else 1)
+
+
+def grouped(a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None) -> Tensor:
+    """Experts' products, (tokens, in) by (experts, in, out) and what their gradients take; torch's own rule for tensors
+    without storage is that of a GPU: bfloat16 alone.
+    """
+    experts = a.shape[:-2] or (b.shape[:-2] if offs is None else offs.shape)
+    groups = experts if a.dim() == b.dim() else ()
+    return a.new_empty(*groups, a.shape[-2], b.shape[-1], dtype=out_dtype or a.dtype)
 
 
 def computed(func: Any, args: Any, kwargs: Any) -> Any:
@@ -187,4 +203,5 @@ ASSUMED: dict[Any, Callable[..., Any]] = {
     aten.masked_select.default: picked,
     aten._local_scalar_dense.default: scalar,
     aten.equal.default: same,
+    aten._grouped_mm.default: grouped,
 }
