@@ -154,7 +154,9 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
 def fill(name: str, cells: Mapping[str, Callable[[int | None], dict[str, Any]]], options: argparse.Namespace,
          about: Callable[[], Mapping[str, Any]] | None = None) -> None:  # fmt: skip
     """Measure what results/<name>.json has not yet, by the name of each cell; written after each."""
-    found = {} if options.fresh else load(name).get("cells", {})
+    found = load(name).get("cells", {})
+    if options.fresh:  # what is not asked for stays as it was
+        found = {cell: result for cell, result in found.items() if options.only not in cell}
     for cell, measure in cells.items():
         if options.only in cell and cell not in found:
             found[cell] = measure(options.rounds)
