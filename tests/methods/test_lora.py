@@ -138,7 +138,7 @@ def test_dropout_acts_on_the_adapters_input_alone() -> None:
 def test_rank_beyond_the_matrix_is_refused_with_the_place() -> None:
     with pytest.raises(fw.InputError) as error:
         fw.attach(tiny("llama"), fw.LoRA(rank=20, targets=("query", "key")))
-    assert "model.layers.0.self_attn.k_proj: method.rank" in str(error.value)
+    assert "method.rank (2 places, the first model.layers.0.self_attn.k_proj): " in str(error.value)
     assert "expected 1 to 16, the smaller side of (16, 32); got 20" in str(error.value)
 
 
