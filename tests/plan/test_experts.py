@@ -8,7 +8,8 @@ import transformers as tf
 from torch import Tensor
 
 import featherweight as fw
-from featherweight.plan.live import grouped, grouped_flops
+from featherweight.core.flow import grouped
+from featherweight.plan.live import grouped_flops
 
 MIXTRAL = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
            "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}  # fmt: skip

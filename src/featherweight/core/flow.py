@@ -84,16 +84,24 @@ def watched(model: nn.Module, watches: list[Watch], blocks: Mapping[str, nn.Modu
 
 class Unstored(TorchDispatchMode):
     """Lets a model on the meta device run: where it asks a tensor for a number, as whether a mask is all ones, that is
-    1; experts' products, which torch knows there in bfloat16 alone, have their shape. Tensors keep their identity, and
-    that is all that is looked at.
+    1. Tensors keep their identity there, and that is all that is looked at.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return torch.ones((), dtype=args[0].dtype).item()
         if func is torch.ops.aten._grouped_mm.default and args[0].is_meta:
-            return args[0].new_empty(*args[0].shape[:-1], args[1].shape[-1])
+            return grouped(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def grouped(a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None) -> Tensor:
+    """Shape of experts' products, (tokens, in) by (experts, in, out) and what their gradients take; torch's own rule
+    for tensors without storage is that of a GPU: bfloat16 alone.
+    """
+    experts = a.shape[:-2] or (b.shape[:-2] if offs is None else offs.shape)
+    groups = experts if a.dim() == b.dim() else ()
+    return a.new_empty(*groups, a.shape[-2], b.shape[-1], dtype=out_dtype or a.dtype)
 
 
 def unrunnable(path: str, error: Exception) -> Problem:

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from featherweight.core.blank import is_bare
+from featherweight.core.flow import grouped
 from featherweight.core.replace import HALF
 
 aten = torch.ops.aten
@@ -125,15 +126,6 @@ def flops_of(packet: Any) -> Callable[..., int] | None:
 def grouped_flops(a: Tensor, b: Tensor, *rest: Any, **options: Any) -> int:
     """Each token meets one expert: where a has all experts and b the tokens, each of them meets b's share."""
     return 2 * a.numel() * b.shape[-1] // (len(a) if a.dim() > b.dim() else 1)
-
-
-def grouped(a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None) -> Tensor:
-    """Experts' products, (tokens, in) by (experts, in, out) and what their gradients take; torch's own rule for tensors
-    without storage is that of a GPU: bfloat16 alone.
-    """
-    experts = a.shape[:-2] or (b.shape[:-2] if offs is None else offs.shape)
-    groups = experts if a.dim() == b.dim() else ()
-    return a.new_empty(*groups, a.shape[-2], b.shape[-1], dtype=out_dtype or a.dtype)
 
 
 def computed(func: Any, args: Any, kwargs: Any) -> Any:
