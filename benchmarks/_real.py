@@ -129,10 +129,20 @@ def train_ours(model: Any, data: dict[str, Rows], task: Any, method: Any, **sett
     return {"seconds": round(run.seconds, 2), "steps": run.steps, "trained": run.trainable}
 
 
+def by_part(model: Any, lr: float, head_lr: float) -> torch.optim.Optimizer:
+    """Trainer's AdamW with a rate for the copied head; Trainer takes an optimizer but has no field for this."""
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    heads = [p for n, p in trained if "modules_to_save" in n]
+    low = [p for n, p in trained if "modules_to_save" not in n]
+    return torch.optim.AdamW([{"params": low, "lr": lr}, {"params": heads, "lr": head_lr}], weight_decay=0.0)
+
+
 def train_peft(
-    model: Any, rows: list[Any], config: Any, tokenizer: Any, variant: str, batch: int, **settings: Any
-) -> tuple[dict[str, Any], Any]:
-    """peft and Trainer; variants: "" (defaults), "grouped" (by length), "packed" (each batch flattened to one row)."""
+    model: Any, rows: list[Any], config: Any, tokenizer: Any, variant: str, batch: int, head_lr: float | None = None,
+    **settings: Any,
+) -> tuple[dict[str, Any], Any]:  # fmt: skip
+    """peft and Trainer; variants: "" (defaults), "grouped" (by length), "packed" (each batch flattened to one row).
+    `head_lr` is the rate of the copied head, where it is not that of all."""
     import transformers as tf
     from peft import get_peft_model
 
@@ -147,7 +157,10 @@ def train_peft(
             disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, logging_strategy="no",
             **({"train_sampling_strategy": "group_by_length"} if variant == "grouped" else {}), **settings)  # fmt: skip
         collator = flat["packed"] if variant == "packed" else padded
-        trainer = tf.Trainer(model=model, args=arguments, train_dataset=items, data_collator=collator)
+        own = None if head_lr is None else by_part(model, settings["learning_rate"], head_lr)
+        trainer = tf.Trainer(
+            model=model, args=arguments, train_dataset=items, data_collator=collator, optimizers=(own, None)
+        )
         start = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - start

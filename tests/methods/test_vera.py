@@ -80,12 +80,6 @@ def test_the_projections_are_one_frozen_pair() -> None:
     assert all(torch.equal(t, state(model, "default")[k]) for k, t in before.items())
 
 
-def test_a_head_may_have_its_own_rate() -> None:
-    model = fw.attach(tiny("bert"), fw.VeRA(rank=4, head_lr=1e-3))
-    groups = fw.VeRA(head_lr=1e-3).groups(adapters(model, "default"), 0.02)
-    assert [(g["lr"], {p.dim() for p in g["params"]}) for g in groups] == [(0.02, {1}), (1e-3, {2}), (1e-3, {1})]
-
-
 def test_bad_input() -> None:
     with pytest.raises(fw.InputError, match=r"(?s)method\.rank.*method\.dropout"):
         fw.attach(tiny("llama"), fw.VeRA(rank=0, dropout=1.0))

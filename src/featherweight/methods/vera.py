@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from featherweight.core.adapter import Adapter, Replace
+from featherweight.core.adapter import Adapter
 from featherweight.core.errors import Problem, raise_all
-from featherweight.core.method import Adapted, Method
+from featherweight.core.method import Method
 from featherweight.core.replace import master
 from featherweight.core.site import Site
 from featherweight.core.targets import Targets, resolve
@@ -28,9 +28,8 @@ from featherweight.methods.lowrank import added
 
 @dataclass(frozen=True, repr=False)
 class VeRA(Method):
-    """`save_projection=False` leaves A and B out of the file: `seed` draws them again.
-
-    `head_lr` is the rate of a task head that trains along, None for the same; the vectors want a higher one.
+    """`save_projection=False` leaves A and B out of the file: `seed` draws them again. The vectors want a higher rate
+    than a task head that trains along: see the setting `head_lr`.
     """
 
     rank: int = 256
@@ -39,7 +38,6 @@ class VeRA(Method):
     targets: Targets = ("query", "value")
     seed: int = 0
     save_projection: bool = True
-    head_lr: float | None = None
 
     paper: ClassVar[str] = "Kopiczko et al. 2023, arXiv:2310.11454"
     place: ClassVar[str] = "linear layers"
@@ -65,11 +63,6 @@ class VeRA(Method):
 
     def build(self, site: Site, shared: "Projections") -> Adapter:
         return Vectors(site.host, shared, self.d_initial, self.dropout)
-
-    def groups(self, adapters: Adapted, lr: float) -> list[dict[str, Any]]:
-        heads = {path: a for path, a in adapters.items() if isinstance(a, Replace)}
-        vectors = {path: a for path, a in adapters.items() if path not in heads}
-        return super().groups(vectors, lr) + super().groups(heads, lr if self.head_lr is None else self.head_lr)
 
 
 class Projections(nn.Module):

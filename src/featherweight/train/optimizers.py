@@ -1,11 +1,13 @@
 """Optimizers over what the methods ask to be trained, and their state as named tensors."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from featherweight.core.anatomy import anatomy
 from featherweight.core.errors import InputError, Problem
 from featherweight.train.paged import Home, Paged, page
 
@@ -22,17 +24,18 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def optimizer(name: str, trained: Sequence[tuple["Method", Mapping[str, "Adapter"]]], lr: float | None,
-              decay: float, home: Home | None = None) -> torch.optim.Optimizer:  # fmt: skip
+              decay: float, home: Home | None = None,
+              heads: Mapping[str, float] = MappingProxyType({})) -> torch.optim.Optimizer:  # fmt: skip
     """The optimizer over the groups of every trained method; `lr=None` is each method's own rate.
 
     Each group keeps its peak rate as `peak`. A tensor that two methods share is trained once; `decay` holds for groups
     that do not set `weight_decay` themselves (vectors, biases and norms do, to 0). `home` is where its states are
-    paged.
+    paged. `heads` has the rate of hosts that have one of their own (`head_rates`).
     """
     groups: list[dict[str, Any]] = []
     seen: set[int] = set()
     for method, adapters in trained:
-        for group in method.groups(adapters, method.lr if lr is None else lr):
+        for group in rated(method, adapters, method.lr if lr is None else lr, heads):
             fresh = [p for p in group["params"] if id(p) not in seen]
             seen |= {id(p) for p in fresh}
             groups += [{**group, "params": fresh, "peak": group["lr"]}] if fresh else []
@@ -41,6 +44,34 @@ def optimizer(name: str, trained: Sequence[tuple["Method", Mapping[str, "Adapter
                                  fix="attach a method, or switch one on with train=True"))  # fmt: skip
     made = OPTIMIZERS[name](groups, lr=groups[0]["lr"], weight_decay=decay)
     return made if home is None else page(made, home)
+
+
+def rated(method: "Method", adapters: Mapping[str, "Adapter"], lr: float,
+          heads: Mapping[str, float]) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """The method's groups at its rate, then those of each other rate."""
+    rates = {path: heads.get(path, lr) for path in adapters}
+    for rate in dict.fromkeys((lr, *rates.values())):
+        yield from method.groups({path: a for path, a in adapters.items() if rates[path] == rate}, rate)
+
+
+def head_rates(model: nn.Module, trained: Sequence[tuple["Method", Mapping[str, "Adapter"]]],
+               lr: float | None) -> dict[str, float]:  # fmt: skip
+    """Path -> `lr`, for each part of the task's head that is trained; nothing where `lr` is None.
+
+    A head is often drawn at random, while what is below it starts from the pretrained model: one rate is too small for
+    the first or too large for the second. Raises InputError where no task head is trained; a language-model head is
+    none.
+    """
+    if lr is None:
+        return {}
+    there = anatomy(model)
+    hosts = {path for _, adapters in trained for path in adapters}
+    found = {s.path: lr for s in there.sites("head") if s.path in hosts and not there.generates}
+    if not found:
+        raise InputError(Problem("no task head is trained, which could have a rate of its own", "head_lr",
+                                 "a classifier or another head beside the trunk that trains along",
+                                 type(model).__name__, "leave head_lr out"))  # fmt: skip
+    return found
 
 
 def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

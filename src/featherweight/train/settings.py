@@ -16,6 +16,7 @@ class Settings(BaseModel):
     epochs: float | None = Field(None, gt=0, description="Passes over the training rows (3 unless steps is given).")
     steps: int | None = Field(None, ge=1, description="Optimizer steps, instead of epochs.")
     lr: float | None = Field(None, gt=0, description="Peak learning rate (default: the method's own).")
+    head_lr: float | None = Field(None, gt=0, description="Peak rate of a task's head that trains (default: lr).")
     batch: int = Field(16, ge=1, description="Rows per optimizer step, over all ranks and micro-batches.")
     length: int | None = Field(None, ge=2, description="Most tokens per row; longer rows are cut (default: what the model takes).")  # fmt: skip  # noqa: E501
     seed: int = Field(0, ge=0, description="Order of the data and all noise derive from it.")

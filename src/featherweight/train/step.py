@@ -28,7 +28,7 @@ from featherweight.train import finite
 from featherweight.train.audit import audit, watching
 from featherweight.train.feed import Feed, moved
 from featherweight.train.measuring import Measured
-from featherweight.train.optimizers import optimizer, parameters, scale_rates
+from featherweight.train.optimizers import head_rates, optimizer, parameters, scale_rates
 from featherweight.train.paged import home, room
 from featherweight.train.ranks import Ranks
 from featherweight.train.schedule import factor, warmup_steps
@@ -62,7 +62,9 @@ class Stepper:
         self.warmup = warmup_steps(settings.warmup, total)
         self.prepare(say)
         pages = home(ranks.device, folder) if settings.paged else None
-        self.optimizer = optimizer(settings.optimizer, list(trained.values()), settings.lr, settings.decay, pages)
+        methods = list(trained.values())
+        heads = head_rates(model, methods, settings.head_lr)
+        self.optimizer = optimizer(settings.optimizer, methods, settings.lr, settings.decay, pages, heads)
         self.parameters = parameters(self.optimizer)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=settings.precision == "fp16")
         self.audited = False
