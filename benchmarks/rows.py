@@ -1,11 +1,13 @@
 """Many adapters in one batch against peft's `adapter_names`, the bare base and a single adapter of our own.
 
-    python benchmarks/rows.py                      all cells, about 2 minutes on 2 cores; goes on where it stopped
+    python benchmarks/rows.py                      all cells, about 4 minutes on 2 cores; goes on where it stopped
     python benchmarks/rows.py --only decode-16     cells whose name contains a word
     python benchmarks/rows.py --fresh              measure again
 
 decode-N   one step of 32 rows over N adapters, row i with adapter i mod N, after a prompt of 16 tokens in the cache,
            float32. Targets: peft / ours >= 2 at 16 and >= 2.7 at 32; ours <= 1.1 of our own single adapter's step.
+write-32   16 tokens of 32 rows over 32 adapters, greedily, as `fw predict` writes them and as peft's `generate` does;
+           the single adapter and the base are written by ours. No target.
 batch-32   a forward of 32 x 32 tokens over 32 adapters, up to the head, bfloat16 base and adapters. Targets: <= 0.65 of
            peft's time, <= 1.1 of the bare base's.
 
@@ -23,8 +25,9 @@ from typing import Any
 import _paired
 import torch
 
-ROWS, RANK, PROMPT, TOKENS = 32, 8, 16, 32
-CELLS = {"decode-16": (16, "float32", 15), "decode-32": (32, "float32", 15), "batch-32": (32, "bfloat16", 7)}
+ROWS, RANK, PROMPT, TOKENS, NEW = 32, 8, 16, 32, 16
+CELLS = {"decode-16": (16, "float32", 15), "decode-32": (32, "float32", 15), "write-32": (32, "float32", 7),
+         "batch-32": (32, "bfloat16", 7)}  # fmt: skip
 Call = Callable[[], torch.Tensor]
 
 
@@ -87,6 +90,22 @@ def decode(model: Any, **options: Any) -> Call:
     return step
 
 
+def write(model: Any, **options: Any) -> Call:
+    from featherweight.tasks.generation import run
+
+    ids = torch.randint(1000, 32000, (ROWS, PROMPT), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+
+    def texts() -> torch.Tensor:
+        if not options:
+            return run(model, ids, mask, 0, NEW, {"min_new_tokens": NEW})
+        with torch.no_grad():
+            return model.generate(input_ids=ids, attention_mask=mask, do_sample=False, pad_token_id=0,
+                                  max_new_tokens=NEW, min_new_tokens=NEW, **options)  # fmt: skip
+
+    return texts
+
+
 def batch(model: Any, **options: Any) -> Call:
     ids = torch.randint(1000, 32000, (ROWS, TOKENS), generator=torch.Generator().manual_seed(1))
     # no head: it has no adapter, and F.linear copies a frozen one for each row of a slice of the last tokens
@@ -103,7 +122,7 @@ def contenders(name: str) -> dict[str, Call]:
     import featherweight as fw
 
     adapters, dtype, _ = CELLS[name]
-    make = decode if name.startswith("decode") else batch
+    make = {"decode": decode, "write": write, "batch": batch}[name.partition("-")[0]]
     names = [f"a{i % adapters}" for i in range(ROWS)]
     mixed, single = ours(adapters, dtype), ours(1, dtype)
     fw.switch(mixed, rows=names)
@@ -113,7 +132,7 @@ def contenders(name: str) -> dict[str, Call]:
         "single": make(single),
         "base": make(base(dtype)),
     }
-    far = (calls["featherweight"]() - calls["peft"]()).abs().max().item()
+    far = (calls["featherweight"]() - calls["peft"]()).abs().max().item()  # of texts: no token may differ
     if far > (1e-4 if dtype == "float32" else 0.1):
         raise RuntimeError(f"{name}: the two sides differ by {far}")
     return calls

@@ -75,7 +75,7 @@ void columns(Linear a, int64_t first, int64_t last, const void* ready) {
 }  // namespace
 
 // Changes with every signature here; src/featherweight/kernels/native.py refuses a library of another number.
-API int32_t fw_abi() { return 4; }
+API int32_t fw_abi() { return 5; }
 
 // Levels that this library has and this processor runs: bit 0 scalar, 1 AVX2, 2 AVX-512 with BF16.
 API int32_t fw_levels() {
@@ -176,5 +176,26 @@ API void fw_attend(const void* q, const void* k, const void* v, int32_t type, co
   Attend a{q, k, v, seen, y, heads, groups, t, d, step, Type(type), scale};
   parallel(n * heads, heads / groups, n * groups * t * d * width(type), threads, [&](int64_t first, int64_t last) {
     level->attend(a, first, last, static_cast<float*>(scratch.at_least(size_t(t + d) * 4)));
+  });
+}
+
+// y_i += (A_j x_i) B_j for the `tokens` rows i of each place: x (·, k), y (·, n), A (·, rank, k), B (·, rank, n);
+// place `at[e]` takes adapter j = of[e]
+API void fw_bank(const void* x, int32_t type, const void* A, const void* B, void* y, const int64_t* at,
+                 const int64_t* of, int64_t count, int64_t tokens, int64_t rank, int64_t k, int64_t n,
+                 int32_t threads) {
+  int64_t wide = width(type);
+  auto part = [wide](const void* p, int64_t i) { return const_cast<char*>(static_cast<const char*>(p)) + i * wide; };
+  parallel(count, 1, count * rank * (k + n) * wide, threads, [&](int64_t first, int64_t last) {
+    float* h = static_cast<float*>(scratch.at_least(size_t(tokens * rank + n) * 4));
+    for (int64_t e = first; e < last; e++) {
+      Linear a{};
+      a.x = part(x, at[e] * tokens * k), a.A = part(A, of[e] * rank * k), a.c = 1;
+      a.rows = tokens, a.rank = rank, a.k = k, a.type = Type(type), a.A_type = type;
+      level->project(a, h, 0, rank);
+      for (int64_t t = 0; t < tokens; t++)
+        level->expand(h + t * rank, part(B, of[e] * rank * n), part(y, (at[e] * tokens + t) * n), Type(type), rank, n,
+                      h + tokens * rank);
+    }
   });
 }

@@ -293,7 +293,7 @@ void linear(const Linear& a, int64_t first, int64_t last, void* scratch, const v
 
 const Kernels KERNELS = {"avx2",  encode4, decode4,       scales_plain, decode8, quantize_rows,
                          rescale, nullptr, project_plain, linear,       norm,    rotate,
-                         attend};
+                         attend, expand};
 
 }  // namespace
 

@@ -245,7 +245,7 @@ void rescale(const int32_t* acc, const float* row, const float* col, const float
 
 const Kernels KERNELS = {"avx512", encode4, decode4, scales,  decode8, quantize_rows,
                          rescale,  prepare, project, linear,  norm,    rotate,
-                         attend};
+                         attend, expand};
 
 }  // namespace
 

@@ -97,6 +97,8 @@ struct Kernels {
                  int64_t first, int64_t last);
   // heads [first, last) of batch * heads; `room` holds t + d floats, one for each thread
   void (*attend)(const Attend& a, int64_t first, int64_t last, float* room);
+  // y (n) += h B: h (rank), B (rank, n) of y's type; `room` holds n floats
+  void (*expand)(const float* h, const void* B, void* y, Type type, int64_t rank, int64_t n, float* room);
 };
 
 constexpr int64_t GROUP = 8;  // rows of Ŵ that are decoded at a time

@@ -82,7 +82,7 @@ void linear(const Linear& a, int64_t first, int64_t last, void* scratch, const v
 
 const Kernels KERNELS = {"scalar",  encode4, decode4,       scales_plain, decode8, quantize_rows,
                          rescale, nullptr, project_plain, linear,       norm,    rotate,
-                         attend};
+                         attend, expand};
 
 }  // namespace
 

@@ -1,5 +1,5 @@
 // What lies between the products of a token, written once and compiled for every level: norms, rotations by position,
-// attention of one query. Bits are those of the same steps in torch, but for sums, which run in another order.
+// attention of one query, the way up of a low-rank term. Bits are those of the same steps in torch, but for sums, which run in another order.
 #pragma once
 #include <cmath>
 
@@ -66,6 +66,20 @@ void attend_heads(const Attend& a, int64_t first, int64_t last, float* room) {
   }
 }
 
+// y += h B, four rows of B at a time
+template <Type T>
+void expand_row(const float* h, const void* B, void* y, int64_t rank, int64_t n, float* sums) {
+  for (int64_t i = 0; i < n; i++) sums[i] = 0;
+  int64_t r = 0;
+  for (; r + 4 <= rank; r += 4, h += 4)
+    for (int64_t i = 0, b = r * n; i < n; i++, b++)
+      sums[i] += (h[0] * load<T>(B, b) + h[1] * load<T>(B, b + n)) +
+                 (h[2] * load<T>(B, b + 2 * n) + h[3] * load<T>(B, b + 3 * n));
+  for (; r < rank; r++, h++)
+    for (int64_t i = 0; i < n; i++) sums[i] += h[0] * load<T>(B, r * n + i);
+  for (int64_t i = 0; i < n; i++) store<T>(y, i, load<T>(y, i) + sums[i]);
+}
+
 inline void norm(const Norm& a, int64_t first, int64_t last) {
   (a.type == F32 ? norm_rows<F32> : norm_rows<BF16>)(a, first, last);
 }
@@ -77,6 +91,10 @@ inline void rotate(const void* x, const void* cos, const void* sin, void* y, Typ
 
 inline void attend(const Attend& a, int64_t first, int64_t last, float* room) {
   (a.type == F32 ? attend_heads<F32> : attend_heads<BF16>)(a, first, last, room);
+}
+
+inline void expand(const float* h, const void* B, void* y, Type type, int64_t rank, int64_t n, float* room) {
+  (type == F32 ? expand_row<F32> : expand_row<BF16>)(h, B, y, rank, n, room);
 }
 
 }  // namespace

@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import featherweight as fw
 from featherweight.core import fused
 from featherweight.core.host import hosts
-from featherweight.kernels import bank
+from featherweight.kernels import bank, native
 from featherweight.methods import LoRA
+from featherweight.quant import ops
 
 ON_LINEAR = (bank.LowRank, nn.Linear)
 PATTERNS = {
@@ -262,3 +264,23 @@ def test_a_stack_is_not_the_banks(calls: list[int]) -> None:
     fw.switch(model, rows=[("a", "b"), "c"])
     model(torch.randn(2, 12, dtype=torch.float64))
     assert not calls
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@torch.no_grad()
+def test_few_rows_in_native_code(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token of each row in float32: what the stack's two products give, and no product of torch's."""
+    if native.load().level is None:
+        pytest.skip(native.load().reason)
+    model, rows = served(torch.float32, train=False), PATTERNS[pattern]
+    x = torch.randn(len(rows), 1, 12)
+    with fw.switch(model, rows=rows):
+        with monkeypatch.context() as torchs:
+            torchs.delitem(ops.native, "bank", raising=False)
+            expected = model(x)
+        with FlopCounterMode(display=False), torch.no_grad():
+            watched = model(x)
+        monkeypatch.setattr(bank, "add", None)
+        found = model(x)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(watched, expected, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Few rows through plain layers in bfloat16: the same texts, and the layers as they were afterwards."""
+"""Few rows through plain layers: the same texts, and the layers as they were afterwards."""
 
 import gc
 from functools import partial
@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import featherweight as fw
 from featherweight.kernels import native, native_linear
-from featherweight.kernels.few import few_rows, forward16, plain16
+from featherweight.kernels.few import few_rows, plain, plain_forward
 from featherweight.quant import NF4, Absmax, ops
 from featherweight.tasks import generation
 
@@ -29,7 +29,7 @@ def served(monkeypatch):
         seen.append((weight._obj.n, weight._obj.k))
         real(weight, *args)
 
-    for name in ("linear16", "linear4", "linear8"):
+    for name in ("linear", "linear4", "linear8"):
         monkeypatch.setitem(ops.native, name, partial(getattr(native_linear, name), watch))
     return seen
 
@@ -75,10 +75,14 @@ def test_lora_on_a_plain_layer_of_few_rows(llama, served):
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-@pytest.mark.parametrize("scheme", [NF4(block=32, double=True), Absmax(), None], ids=["nf4", "int8", "bf16"])
+@pytest.mark.parametrize(
+    ("scheme", "dtype"),
+    [(NF4(block=32, double=True), torch.bfloat16), (Absmax(), torch.bfloat16), (None, torch.bfloat16),
+     (None, torch.float32), (NF4(block=32), torch.float32)], ids=["nf4", "int8", "bf16", "fp32", "nf4-fp32"],
+)  # fmt: skip
 @torch.no_grad()
-def test_what_is_taken_again_is_the_layers_own_answer_to_the_bit(llama, served, scheme, adapted):
-    model = llama(torch.bfloat16).eval()
+def test_what_is_taken_again_is_the_layers_own_answer_to_the_bit(llama, served, scheme, dtype, adapted):
+    model = llama(dtype).eval()
     if scheme:
         fw.quantize(model, scheme)
     if adapted:
@@ -87,14 +91,14 @@ def test_what_is_taken_again_is_the_layers_own_answer_to_the_bit(llama, served, 
             if "lora_B" in name:
                 torch.nn.init.normal_(p)
     layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
-    rows = [torch.randn(1, n, 32).bfloat16() for n in (1, 1, 8, 2)]
+    rows = [torch.randn(1, n, 32, dtype=dtype) for n in (1, 1, 8, 2, *((64,) if dtype is torch.float32 else ()))]
     with few_rows(model):
         for layer in (m for m in layers if m.in_features == 32 and "forward" in vars(m)):
             for x in rows:
                 del served[:]
                 y = layer(x)
                 count = len(served)
-                expected = forward16(layer, x) if plain16(layer) else type(layer).forward(layer, x)
+                expected = plain_forward(layer, x) if plain(layer) else type(layer).forward(layer, x)
                 assert torch.equal(y, expected)
                 assert y is not layer(x)
                 if scheme != Absmax() or not adapted:
@@ -168,10 +172,28 @@ def test_few_rows_are_seen_by_those_who_watch(llama, served):
     assert mapped.shape == (3, 1, 48)
 
 
-def test_layers_of_other_kinds_are_left_alone(llama):
+@torch.no_grad()
+def test_floats_are_summed_in_another_order_while_few_rows_are_taken_and_nowhere_else(llama, served):
+    """Attaching an adapter that starts as the identity changes no bit of a forward, however few its rows."""
     model = llama().eval()
+    ids = IDS[:, :4]
+    before = model(input_ids=ids).logits
+    fw.attach(model, fw.LoRA(rank=4, targets="linear"), head=False)
+    assert torch.equal(model(input_ids=ids).logits, before)
+    assert not served
+    with few_rows(model):
+        torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=1e-5, atol=1e-6)
+        assert len(served) == 15
+    assert torch.equal(model(input_ids=ids).logits, before)
+    assert len(served) == 15
+
+
+def test_layers_of_other_kinds_are_left_alone(llama, served):
+    model = llama(torch.float64).eval()
+    x = torch.ones(1, 32, dtype=torch.float64)
     with few_rows(model), torch.no_grad():
-        assert torch.equal(model.lm_head(torch.ones(1, 32)), F.linear(torch.ones(1, 32), model.lm_head.weight))
+        assert torch.equal(model.lm_head(x), F.linear(x, model.lm_head.weight))
+    assert not served
     model.lm_head.forward = F.relu
     with few_rows(model):
         assert model.lm_head.forward is F.relu

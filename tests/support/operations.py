@@ -56,7 +56,7 @@ def calls() -> dict[str, tuple[Any, ...]]:
         "decode_scales": (codes, weights(256), weights(1), weights(1), 256),
         "linear4": (weights(2, 3, 32), codes, coded, NF4, 16, (6, 32), weights(6), *low, nested),
         "linear8": (weights(2, 3, 32), q, scale, 32, (6, 32), weights(6)),
-        "linear16": (weights(2, 3, 32, dtype=half), weights(6, 32, dtype=half), weights(6, dtype=half), *low),
+        "linear": (weights(2, 3, 32, dtype=half), weights(6, 32, dtype=half), weights(6, dtype=half), *low),
         "quantize_rows": (W, torch.arange(32) % 2 == 0),
         "rescale": (q.int(), scale, weights(32), weights(32), torch.bfloat16),
     }

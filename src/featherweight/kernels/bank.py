@@ -11,6 +11,8 @@ A group that is short of k rows takes its last row again, and that answer is giv
 much that this would be most of the work, each row counts as a group and the stack is gathered by row. Without gradients
 the stack is kept from call to call, for as long as no tensor of the adapters is replaced or changed in place. What
 writes through `.data` goes unseen, as it does to autograd: switch once more after that.
+
+Of few rows, as when a token is written, native code takes each with its adapter from the stack as it lies.
 """
 
 from dataclasses import dataclass
@@ -24,7 +26,9 @@ from torch.nn import functional as F
 from featherweight.core import fused
 from featherweight.core.precision import cast, compute_dtype
 from featherweight.core.rows import Plan, nest
+from featherweight.kernels.native_linear import ROWS, any_order
 from featherweight.methods.lora import LowRank
+from featherweight.quant.ops import linear, native, unwatched
 
 
 @dataclass(eq=False)
@@ -32,6 +36,7 @@ class Bank:
     """How the live rows (those with an adapter) of one plan go through the stack; None stands for "as they are".
 
     `rows`: which of the batch are live. `which`: the adapter of each live row, where the stack is gathered by row.
+    `places` and their adapters, `of`: the live rows, adapter after adapter.
     """
 
     adapters: tuple[Any, ...]  # LowRank
@@ -41,6 +46,8 @@ class Bank:
     give: Tensor | None
     rows: Tensor | None
     which: Tensor | None
+    places: Tensor
+    of: Tensor
     kept: "Kept | None" = None
 
 
@@ -87,11 +94,22 @@ def serve(host: Any, plan: Plan, *args: Any, **kwargs: Any) -> Tensor:
         return nest(host, plan, args, kwargs)
     dtype = compute_dtype(x)
     rows = x.to(dtype).reshape(len(host.switch.rows), -1, x.shape[-1])  # (rows, tokens of a row, in)
-    y = F.linear(rows, host.weight.to(dtype), cast(host.bias, dtype))
-    return add(bank, rows, y, *stacked(bank, x, dtype)).view(*x.shape[:-1], y.shape[-1])
+    y = answer(bank, rows, host.weight.to(dtype), cast(host.bias, dtype), *stacked(bank, x, dtype))
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 fused.banks[LowRank, nn.Linear] = serve
+
+
+def answer(bank: Bank, x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor) -> Tensor:
+    """x (rows, t, in) through the layer and the adapters."""
+    if not unwatched(x) or x.numel() > ROWS * x.shape[2]:
+        return add(bank, x, F.linear(x, W, bias), A, B)
+    x = x.contiguous()
+    with any_order():
+        y = linear(x, W, bias)
+    found = native["bank"](x, y, A, B, bank.places, bank.of) if "bank" in native else NotImplemented
+    return add(bank, x, y, A, B) if found is NotImplemented else y
 
 
 def add(bank: Bank, x: Tensor, y: Tensor, A: Tensor, B: Tensor) -> Tensor:
@@ -182,6 +200,8 @@ def bank_of(plan: Plan, rows: int) -> Bank:
         give=None if give == list(range(len(take))) else tensor(give, plan),
         rows=None if len(order) == rows else tensor(order, plan),
         which=which,
+        places=tensor([i for ix, _ in live for i in ix], plan),
+        of=tensor([g for g, (ix, _) in enumerate(live) for _ in ix], plan),
     )
 
 

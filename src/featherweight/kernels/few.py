@@ -7,8 +7,8 @@ long as a third of it. `few_rows(model)` lends modules another forward for a whi
                      product is taken again from then on
     RMSNorm          `norm.lent`, native            attention    `few_attention.lent`: angles and one query, native
 
-Plain layers in bfloat16 are served natively too: torch's product of one row reads such a weight at a third of the
-memory's bandwidth, and the head of a language model is its largest matrix.
+Plain layers are served natively too: torch's product of one row reads a weight at a third of the memory's bandwidth,
+and the head of a language model is its largest matrix.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from featherweight.core.host import Host, base_modules
 from featherweight.core.precision import compute_dtype
-from featherweight.kernels import few_attention, norm
+from featherweight.kernels import few_attention, native_linear, norm
 from featherweight.kernels.fuse import unfused
-from featherweight.kernels.native_linear import noted
+from featherweight.kernels.native_linear import any_order, noted
+from featherweight.kernels.native_ops import TYPES
 from featherweight.quant.linear import Multiplied
-from featherweight.quant.ops import FEW, linear16, unwatched
+from featherweight.quant.ops import linear, unwatched
 
 
 @contextmanager
@@ -33,6 +34,7 @@ def few_rows(model: nn.Module) -> Iterator[None]:
     """Inside, the model takes few rows by the shortest way. Its weights stay as they are meanwhile; adapters may be
     switched. What a module is not lent is its own, and one whose forward was replaced keeps that."""
     with ExitStack() as back:
+        back.enter_context(any_order())
         for _, module in base_modules(model):
             forward = None if "forward" in vars(module) else forward_for(module)
             if forward is not None:
@@ -51,20 +53,20 @@ def forward_for(module: Any) -> Callable[..., Any] | None:
     return norm.lent(module, cls) or few_attention.lent(module, cls)
 
 
-def plain16(module: nn.Module) -> bool:
-    """Over a weight in bfloat16 as it is, which torch's product would read."""
-    return type(module) is nn.Linear and module.weight.dtype is torch.bfloat16 and module.weight.is_cpu
+def plain(module: nn.Module) -> bool:
+    """Over a weight as it is, which torch's product would read."""
+    return type(module) is nn.Linear and module.weight.dtype in TYPES and module.weight.is_cpu
 
 
-def forward16(layer: nn.Linear, x: Tensor) -> Tensor:
+def plain_forward(layer: nn.Linear, x: Tensor) -> Tensor:
     if torch.is_grad_enabled() or compute_dtype(x) is not layer.weight.dtype:
         return type(layer).forward(layer, x)
-    return linear16(x, layer.weight, layer.bias)
+    return linear(x, layer.weight, layer.bias)
 
 
 def lent(layer: Any) -> Callable[..., Tensor]:
     """The forward to lend to a layer."""
-    own = partial(forward16 if plain16(layer) else type(layer).forward, layer)
+    own = partial(plain_forward if plain(layer) else type(layer).forward, layer)
     switch = getattr(layer, "switch", None)
     dtype = k = turn = None
     again: Any = None
@@ -89,4 +91,4 @@ def lent(layer: Any) -> Callable[..., Tensor]:
 
 
 def few(x: Tensor) -> bool:
-    return unwatched(x) and 0 < x.numel() <= FEW * x.shape[-1]
+    return unwatched(x) and 0 < x.numel() <= native_linear.few(x.dtype) * x.shape[-1]

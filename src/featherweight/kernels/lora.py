@@ -24,7 +24,7 @@ from featherweight.kernels.first import first_derivative
 from featherweight.kernels.noise import keep, keep_, keep_mask, keep_probability
 from featherweight.methods.lowrank import LowRank
 from featherweight.methods.shifted import ShiftedLinear
-from featherweight.quant.ops import linear16
+from featherweight.quant.ops import linear
 
 
 @fused.register(LowRank, nn.Linear)
@@ -49,7 +49,7 @@ def lowrank_linear(
         raise ValueError("lowrank_linear: the weight must be frozen, got one that requires grad")
     dtype = compute_dtype(x)
     if not torch.is_grad_enabled() and not dropout:
-        return linear16(x.to(dtype), W.to(dtype), cast(bias, dtype), A, B, scale)
+        return linear(x.to(dtype), W.to(dtype), cast(bias, dtype), A, B, scale)
     mask = keep_mask(x.shape, dropout, x.device) if dropout else None
     return FrozenLowRank.apply(x, W, bias, A, B, scale / keep_probability(dropout), mask, dtype)
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 from featherweight.core.errors import InputError, Problem, did_you_mean, listed
 
 PATH = Path(__file__).with_name("_native.so")
-ABI = 4  # as in csrc/api.cpp
+ABI = 5  # as in csrc/api.cpp
 LEVELS = ("scalar", "avx2", "avx512")
 P, I, N, F = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 # fmt: off
@@ -28,6 +28,7 @@ SIGNATURES = {  # pointers; types and threads; sizes: as in csrc/api.cpp
     "linear": (P, P, F, P, I, P, I, P, N, I),
     "norm": (P, I, P, P, F, N, N),
     "rotate": (P, P, I, P, P, P, P, N, N, N, N, N),
+    "bank": (P, I, P, P, P, P, P, N, N, N, N, N, I),
     "attend": (P, P, P, I, P, N, P, F, N, N, N, N, N, I),
 }
 # fmt: on

@@ -1,9 +1,12 @@
-"""The products of `quant.ops` in native code: few rows of x with a weight as codes, or with one in bfloat16 as it is.
+"""The products of `quant.ops` in native code: few rows of x with a weight as codes, or with one as it is.
 
 What a product reads of a weight is checked once and written down in a structure: a token calls for hundreds of
 products, and asking each tensor for its type, layout and size took as long as multiplying. An argument that is not
 served is answered with NotImplemented, and the plain definition computes or raises. `noted` tells of the products
 taken, and how to take them of other rows without asking at all.
+
+A weight in float32 as it is would be multiplied in 0.3 to 0.8 of torch's time, but its sums run in another order, and
+an adapter that starts as the identity shall change no bit of the base's answer: where `any_order` says so, then.
 """
 
 import ctypes
@@ -18,11 +21,14 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from featherweight.kernels.native import Factors, Weight
+from featherweight.kernels.native import Factors, Weight, load
 from featherweight.kernels.native_ops import TYPES, fits, packed4, packed8, plainly, pointer, scales_fit, serves
 from featherweight.quant.ops import FEW, NESTED
 
 ROWS = 64  # rows of x up to which the packed product is tried; it wins where few rows meet a large weight
+
+
+WINS = {"scalar": 4, "avx2": 16, "avx512": ROWS}  # rows up to which a product of floats is faster than torch's
 
 
 class Frame(NamedTuple):
@@ -78,10 +84,10 @@ def weight8(tensors: tuple[Tensor, ...], said: tuple[int, int, int]) -> Weight |
     return Weight(codes=codes.data_ptr(), scale=scale.data_ptr(), n=n, k=k, block=block)
 
 
-def weight16(tensors: tuple[Tensor, ...], said: None) -> Weight | None:
+def weight_itself(tensors: tuple[Tensor, ...], said: torch.dtype) -> Weight | None:
     """Of (W,)."""
     W = tensors[0]
-    if not (fits(W, torch.bfloat16, 1) and W.dim() == 2):
+    if not (fits(W, said, 1) and W.dim() == 2):
         return None
     return Weight(codes=W.data_ptr(), n=W.shape[0], k=W.shape[1])
 
@@ -177,14 +183,46 @@ def linear8(
     return product(run, tensors, framed(tensors, (n, k, block), weight8), x, n, k, bias, None, None, 0.0)
 
 
-@serves("linear16")
-def linear16(
+order: ContextVar[bool] = ContextVar("order", default=False)
+
+
+@contextmanager
+def any_order() -> Iterator[None]:
+    """Inside, sums of float32 may run in another order than torch's."""
+    token = order.set(True)
+    try:
+        yield
+    finally:
+        order.reset(token)
+
+
+def few(dtype: torch.dtype) -> int:
+    """Rows of x of this dtype that are few."""
+    return WINS.get(load().level or "", 0) if dtype is torch.float32 else FEW
+
+
+@serves("linear")
+def linear(
     run: Any, x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor | None = None, B: Tensor | None = None,
     c: float = 0.0,
 ) -> Any:  # fmt: skip
-    if x.dtype is not torch.bfloat16 or W.dim() != 2 or x.numel() > FEW * W.shape[1]:
+    if W.dim() != 2 or x.numel() > few(x.dtype) * W.shape[1] or (x.dtype is torch.float32 and not order.get()):
         return NotImplemented
     if W.requires_grad and torch.is_grad_enabled():
         return NotImplemented
     n, k = W.shape
-    return product(run, (W,), framed((W,), None, weight16), x, n, k, bias, A, B, c)
+    return product(run, (W,), framed((W,), x.dtype, weight_itself), x, n, k, bias, A, B, c)
+
+
+@serves("bank")
+def bank(run: Any, x: Tensor, y: Tensor, A: Tensor, B: Tensor, at: Tensor, of: Tensor) -> Any:
+    """Add to y (rows, t, out), in place, what the adapters A (·, r, in) and B (·, r, out) give for x (rows, t, in): row
+    at[i] has adapter of[i], int64. All in one dtype."""
+    (_, t, k), (_, rank, n) = x.shape, B.shape
+    if x.dtype not in TYPES or not all(fits(z, x.dtype) for z in (x, y, A, B)):
+        return NotImplemented
+    run(
+        x.data_ptr(), TYPES[x.dtype], A.data_ptr(), B.data_ptr(), y.data_ptr(), at.data_ptr(), of.data_ptr(), len(of),
+        t, rank, k, n, torch.get_num_threads(),
+    )  # fmt: skip
+    return y

@@ -37,7 +37,7 @@ def serves(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return make
 
 
-FUNCTION = dict.fromkeys(("linear4", "linear8", "linear16"), "linear")
+FUNCTION = dict.fromkeys(("linear4", "linear8"), "linear")
 
 
 def fits(t: Tensor, dtype: torch.dtype, least: int = 0) -> bool:

@@ -4,7 +4,7 @@
     decode4        table[code] · absmax of its block                    decode8    code · scale of its block
     decode_scales  table[code] · absmax of its block + offset, the scales of a doubly quantized tensor
     linear4        x Ŵᵀ + b + c x Aᵀ Bᵀ over decode4's Ŵ                linear8    x Ŵᵀ + b over decode8's
-    linear16       x Wᵀ + b + c x Aᵀ Bᵀ over W as it is, as a head in bfloat16 of a quantized model is
+    linear         x Wᵀ + b + c x Aᵀ Bᵀ over W as it is, as the head of a quantized model is
     quantize_rows  x -> int8 codes and a scale for each row             rescale    int32 sums · row · column + bias
 
 Products are taken in float32, then cast. Ties between two codes go to the lower value. `kernels` puts faster functions
@@ -98,7 +98,7 @@ def fake_linear8(x: Tensor, codes: Tensor, scale: Tensor, block: int, shape: Any
     return x.new_empty(*x.shape[:-1], shape[0])
 
 
-def fake_linear16(x: Tensor, W: Tensor, *_: Any) -> Tensor:
+def fake_linear(x: Tensor, W: Tensor, *_: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], W.shape[0])
 
 
@@ -173,7 +173,7 @@ def add_low(y: Tensor, x: Tensor, A: Tensor, B: Tensor, c: float) -> Tensor:
     return y
 
 
-def plain_linear16(x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor | None, B: Tensor | None, c: float) -> Tensor:
+def plain_linear(x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor | None, B: Tensor | None, c: float) -> Tensor:
     y = F.linear(x, W, bias)
     return y if A is None or B is None else add_low(y, x, A, B, c)
 
@@ -207,7 +207,7 @@ _decode8 = operation(fake_decoded)(plain_decode8)
 _decode_scales = operation(lambda codes, table, *_: table.new_empty(codes.numel()))(plain_decode_scales)
 _linear4 = operation(fake_linear4, lambda *args, **_: flops(args[0], args[5], args[7]))(plain_linear4)
 _linear8 = operation(fake_linear8, lambda *args, **_: flops(args[0], args[4]))(plain_linear8)
-_linear16 = operation(fake_linear16, lambda *args, **_: flops(args[0], args[1].shape, args[3]))(plain_linear16)
+_linear = operation(fake_linear, lambda *args, **_: flops(args[0], args[1].shape, args[3]))(plain_linear)
 _quantize_rows = operation(fake_quantize_rows)(plain_quantize_rows)
 _rescale = operation(lambda acc, *args: acc.new_empty(acc.shape, dtype=args[-1]))(plain_rescale)
 
@@ -253,11 +253,11 @@ def linear8(x: Tensor, codes: Tensor, scale: Tensor, block: int, shape: tuple[in
     return _linear8(x, codes, scale, block, shape, bias)
 
 
-def linear16(
+def linear(
     x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor | None = None, B: Tensor | None = None, c: float = 0.0
 ) -> Tensor:
     """x (..., in) through W (out, in), plus c x Aᵀ Bᵀ, in x's dtype and without gradients."""
-    return _linear16(x, W, bias, A, B, c)
+    return _linear(x, W, bias, A, B, c)
 
 
 def quantize_rows(x: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
