@@ -7,7 +7,7 @@
 decode-N   one step of 32 rows over N adapters, row i with adapter i mod N, after a prompt of 16 tokens in the cache,
            float32. Targets: peft / ours >= 2 at 16 and >= 2.7 at 32; ours <= 1.1 of our own single adapter's step.
 write-32   16 tokens of 32 rows over 32 adapters, greedily, as `fw predict` writes them and as peft's `generate` does;
-           the single adapter and the base are written by ours. No target.
+           the single adapter and the base are written by ours. write-1: one row, one adapter. No targets.
 batch-32   a forward of 32 x 32 tokens over 32 adapters, up to the head, bfloat16 base and adapters. Targets: <= 0.65 of
            peft's time, <= 1.1 of the bare base's.
 
@@ -25,9 +25,11 @@ from typing import Any
 import _paired
 import torch
 
-ROWS, RANK, PROMPT, TOKENS, NEW = 32, 8, 16, 32, 16
-CELLS = {"decode-16": (16, "float32", 15), "decode-32": (32, "float32", 15), "write-32": (32, "float32", 7),
-         "batch-32": (32, "bfloat16", 7)}  # fmt: skip
+RANK, PROMPT, TOKENS, NEW = 8, 16, 32, 16
+CELLS = {  # adapters, rows, dtype, rounds
+    "decode-16": (16, 32, "float32", 15), "decode-32": (32, 32, "float32", 15), "write-1": (1, 1, "float32", 15),
+    "write-32": (32, 32, "float32", 7), "batch-32": (32, 32, "bfloat16", 7),
+}  # fmt: skip
 Call = Callable[[], torch.Tensor]
 
 
@@ -75,9 +77,9 @@ def peft(adapters: int, dtype: str) -> Any:
     return fill(model).eval()
 
 
-def decode(model: Any, **options: Any) -> Call:
+def decode(model: Any, rows: int, **options: Any) -> Call:
     """A step over a cache that is cut back after every call."""
-    ids = torch.randint(1000, 32000, (ROWS, PROMPT + 1), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(1000, 32000, (rows, PROMPT + 1), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         cache = model(ids[:, :PROMPT], use_cache=True, **options).past_key_values
 
@@ -90,10 +92,10 @@ def decode(model: Any, **options: Any) -> Call:
     return step
 
 
-def write(model: Any, **options: Any) -> Call:
+def write(model: Any, rows: int, **options: Any) -> Call:
     from featherweight.tasks.generation import run
 
-    ids = torch.randint(1000, 32000, (ROWS, PROMPT), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(1000, 32000, (rows, PROMPT), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
 
     def texts() -> torch.Tensor:
@@ -106,8 +108,8 @@ def write(model: Any, **options: Any) -> Call:
     return texts
 
 
-def batch(model: Any, **options: Any) -> Call:
-    ids = torch.randint(1000, 32000, (ROWS, TOKENS), generator=torch.Generator().manual_seed(1))
+def batch(model: Any, rows: int, **options: Any) -> Call:
+    ids = torch.randint(1000, 32000, (rows, TOKENS), generator=torch.Generator().manual_seed(1))
     # no head: it has no adapter, and F.linear copies a frozen one for each row of a slice of the last tokens
     next(m for m in model.modules() if "lm_head" in m._modules).lm_head = torch.nn.Identity()
 
@@ -121,16 +123,16 @@ def batch(model: Any, **options: Any) -> Call:
 def contenders(name: str) -> dict[str, Call]:
     import featherweight as fw
 
-    adapters, dtype, _ = CELLS[name]
+    adapters, rows, dtype, _ = CELLS[name]
     make = {"decode": decode, "write": write, "batch": batch}[name.partition("-")[0]]
-    names = [f"a{i % adapters}" for i in range(ROWS)]
+    names = [f"a{i % adapters}" for i in range(rows)]
     mixed, single = ours(adapters, dtype), ours(1, dtype)
     fw.switch(mixed, rows=names)
     calls = {
-        "featherweight": make(mixed),
-        "peft": make(peft(adapters, dtype), adapter_names=names),
-        "single": make(single),
-        "base": make(base(dtype)),
+        "featherweight": make(mixed, rows),
+        "peft": make(peft(adapters, dtype), rows, adapter_names=names),
+        "single": make(single, rows),
+        "base": make(base(dtype), rows),
     }
     far = (calls["featherweight"]() - calls["peft"]()).abs().max().item()  # of texts: no token may differ
     if far > (1e-4 if dtype == "float32" else 0.1):
@@ -139,8 +141,12 @@ def contenders(name: str) -> dict[str, Call]:
 
 
 def measure(name: str, rounds: int | None) -> dict[str, Any]:
-    result = _paired.compare(_paired.paired(contenders(name), rounds or CELLS[name][2]))
-    return result | {"peft_over_ours": round(1 / result["ratio_to_peft"], 3), "adapters": CELLS[name][0], "rows": ROWS}
+    result = _paired.compare(_paired.paired(contenders(name), rounds or CELLS[name][3]))
+    return result | {
+        "peft_over_ours": round(1 / result["ratio_to_peft"], 3),
+        "adapters": CELLS[name][0],
+        "rows": CELLS[name][1],
+    }
 
 
 def main() -> None:

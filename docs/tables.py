@@ -111,7 +111,7 @@ def serving() -> str:
     rows = []
     for name, cell in result("rows")["cells"].items():
         alone = [f"{cell['ratio_to_single']:.2f}" if "ratio_to_single" in cell else "", f"{cell['ratio_to_base']:.2f}"]
-        rows.append([f"{name} ({cell['rows']} rows)", f"{cell['peft_over_ours']:.2f}", *alone])
+        rows.append([f"{name} ({cell['rows']} row{'s' * (cell['rows'] > 1)})", f"{cell['peft_over_ours']:.2f}", *alone])
     switch = result("switch")["result"]
     rows.append(["switching to another adapter", f"{switch['peft_over_ours']:.1f}", "", ""])
     return markdown(["", "times as fast as peft", "time / one adapter's", "time / bare base's"], rows)
