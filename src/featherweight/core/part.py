@@ -113,10 +113,16 @@ class PartBase:
             before, y = self.known
             if x is before:
                 return y
-            if x.dtype is before.dtype and multiplies(self.base):
+            if x.dtype is before.dtype and self.multiplies():
                 return y + F.linear(x - before, self["weight"]).to(y.dtype)
         y = self.base(x)
         return y if self.part.rows is None else self.part.rows.cut(y, -1)
+
+    def multiplies(self) -> bool:
+        """Whether a call is the host's own product with a weight in floating point, and no more. (What makes the host a
+        Conv1D is asked once, by its part: a compiled graph cannot ask what is cached.)"""
+        host = self.base.host
+        return not self.base.below and (host.frozen_class is nn.Linear or self.part.flip) and not encoded(host)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.part.cut(name, self.base[name])
@@ -124,12 +130,6 @@ class PartBase:
     def using(self, weights: dict[str, Tensor]) -> Callable[..., Any]:
         whole = {n: self.part.paste(n, self.base[n], w) for n, w in weights.items()}
         return lambda x: PartBase(self.base.using(whole), self.part)(x)  # type: ignore[arg-type]
-
-
-def multiplies(base: Base) -> bool:
-    """Whether a call is the host's own product with a weight in floating point, and no more."""
-    cls = base.host.frozen_class
-    return not base.below and (cls is nn.Linear or transposed(base.host)) and not encoded(base.host)
 
 
 class Parts(Adapter):
