@@ -46,8 +46,7 @@ def made(label: str) -> Any:
 
 
 # A head alone takes more than its default, which must also suit blocks below it: at 4e-3 it stays near its start.
-# Intrinsic dimension takes less: at four times its default it stays there, and at the default one seed in three does.
-OWN = {"Head": (1e-2, 4e-2), "Intrinsic": (7.5e-3, 3e-2)}
+OWN = {"Head": (1e-2, 4e-2)}
 
 
 def rates(task: str, label: str) -> tuple[float, ...]:

@@ -159,7 +159,7 @@ def test_a_few_steps_lower_the_loss() -> None:
     model, batch = tiny("llama"), inputs("llama")
     method = fw.Intrinsic(dimension=100)
     fw.attach(model, method)
-    optimizer = torch.optim.AdamW(method.groups(adapters(model, "default"), method.lr))
+    optimizer = torch.optim.AdamW(method.groups(adapters(model, "default"), 3e-2))
     losses = []
     for _ in range(15):
         loss = model(**batch, labels=batch["input_ids"]).loss
