@@ -179,5 +179,6 @@ def test_what_was_planned_in_inference_mode_still_trains() -> None:
         before = model(**inputs("llama")).logits.clone()
     out = model(**inputs("llama")).logits
     out.square().sum().backward()
-    assert torch.equal(out.detach(), before)
+    # not to the bit: few rows of which nothing is differentiated are summed in native code's order (kernels/bank.py)
+    torch.testing.assert_close(out.detach(), before, rtol=1e-5, atol=1e-6)
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
