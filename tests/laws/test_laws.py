@@ -84,20 +84,13 @@ def test_forward_is_merge(method: Any, arch: str, dtype: torch.dtype) -> None:
     plain = fw.merge(model)
     assert not any(isinstance(m, Host) for m in plain.modules())
     merged = logits(plain, inputs(arch))
-    assert near(merged, before, model, arch)
+    assert far(merged, before) <= CLOSE[dtype] or (dtype is torch.bfloat16 and as_rounded(merged, before, model, arch))
 
 
-MOST = {torch.float32: 1e-4, torch.bfloat16: 0.5}
-
-
-def near(merged: torch.Tensor, before: torch.Tensor, model: nn.Module, arch: str) -> bool:
-    """Equal to rounding. Some draws of large adapters amplify what is rounded away: then both are held to the model in
-    float64."""
-    dtype = before.dtype
-    if far(merged, before) <= CLOSE[dtype]:
-        return True
-    exact = logits(copy.deepcopy(model).double(), inputs(arch))
-    return far(merged, exact) <= 2 * max(far(before, exact), CLOSE[dtype]) < MOST[dtype]
+def as_rounded(merged: torch.Tensor, before: torch.Tensor, model: nn.Module, arch: str) -> bool:
+    """Some draws of large adapters amplify what 16 bits round away: then both are held to the model in float64."""
+    exact = logits(model.double(), inputs(arch))
+    return far(merged, exact) <= 2 * far(before, exact) < 0.5
 
 
 def unmerged(model: nn.Module, before: torch.Tensor, arch: str) -> None:
@@ -130,8 +123,17 @@ def test_forward_is_merge_stacked(method: Any, arch: str, dtype: torch.dtype) ->
         with fw.merged(model):
             merged = logits(model, inputs(arch))
         assert torch.equal(logits(model, inputs(arch)), before)
-        assert near(merged, before, model, arch)
-        assert near(logits(fw.merge(model), inputs(arch)), before, model, arch)
+        for found in (merged, logits(fw.merge(copy.deepcopy(model)), inputs(arch))):
+            assert far(found, before) <= CLOSE[dtype] or as_summed(found, before, model, arch)
+
+
+def as_summed(merged: torch.Tensor, before: torch.Tensor, model: nn.Module, arch: str) -> bool:
+    """T5 scales no scores, and two draws on it amplify what 32 bits round away (1.1e-5 and 1.8e-5): then the same fold
+    is held to twelve digits, where nothing else can hide.
+    """
+    wide = copy.deepcopy(model).double()
+    exact = logits(wide, inputs(arch))
+    return far(merged, before) <= 3e-5 and far(logits(fw.merge(wide), inputs(arch)), exact) <= 1e-12
 
 
 def hides(model: nn.Module, top: str) -> bool:
