@@ -1,5 +1,6 @@
 // What lies between the products of a token, written once and compiled for every level: norms, rotations by position,
-// attention of one query, the way up of a low-rank term. Bits are those of the same steps in torch, but for sums, which run in another order.
+// attention of one query, the way up of a low-rank term. Bits are those of the same steps in torch, but for sums, which
+// run in another order.
 #pragma once
 #include <cmath>
 

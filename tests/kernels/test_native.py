@@ -243,7 +243,7 @@ def test_the_product_of_few_rows_with_a_weight_as_it_is(level):
             y = ops.native["linear"](x, W, None, A, B, 0.7)
             both = W.double() + 0.7 * B.double() @ A.double()
             torch.testing.assert_close(y.double(), F.linear(x.double(), both), **close)
-    few = native_linear.few(torch.float32)
+    few = native_linear.most_rows(torch.float32)
     W32, x32 = weights(100, 1200), weights(1, few, 1200)
     assert ops.native["linear"](x32, W32, None) is NotImplemented  # torch's sums, to the bit
     with native_linear.any_order():
@@ -272,7 +272,8 @@ def test_rows_of_a_stack_of_adapters(level, dtype):
         expected[at] += x[at].double() @ A[of].double().mT @ B[of].double()
         torch.testing.assert_close(y.double(), expected, **close)
         assert torch.equal(y[[2, 3]], before[[2, 3]])
-    for bad in ((x.half(), y, A, B), (x, y.double(), A, B), (x, y, A.mT, B), (x, y, A, B[:, :, ::2])):
+    for bad in ((x.half(), y, A, B), (x, y.double(), A, B), (x, y, A.mT, B), (x, y, A, B[:, :, ::2]),
+                (x, y[..., :-1].contiguous(), A, B), (x[..., :-1].contiguous(), y, A, B)):  # fmt: skip
         assert ops.native["bank"](*bad, at, of) is NotImplemented
 
 

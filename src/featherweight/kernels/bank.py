@@ -28,15 +28,15 @@ from featherweight.core.precision import cast, compute_dtype
 from featherweight.core.rows import Plan, nest
 from featherweight.kernels.native_linear import ROWS, any_order
 from featherweight.methods.lora import LowRank
-from featherweight.quant.ops import linear, native, unwatched
+from featherweight.quant.ops import direct, linear, unwatched
 
 
 @dataclass(eq=False)
 class Bank:
     """How the live rows (those with an adapter) of one plan go through the stack; None stands for "as they are".
 
-    `rows`: which of the batch are live. `which`: the adapter of each live row, where the stack is gathered by row.
-    `places` and their adapters, `of`: the live rows, adapter after adapter.
+    `rows`: which of the batch are live. `places` and their adapters, `of`: the live rows, adapter after adapter;
+    `apart` where the stack is gathered by them.
     """
 
     adapters: tuple[Any, ...]  # LowRank
@@ -45,9 +45,9 @@ class Bank:
     take: Tensor | None
     give: Tensor | None
     rows: Tensor | None
-    which: Tensor | None
     places: Tensor
     of: Tensor
+    apart: bool
     kept: "Kept | None" = None
 
 
@@ -108,15 +108,15 @@ def answer(bank: Bank, x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: 
     x = x.contiguous()
     with any_order():
         y = linear(x, W, bias)
-    found = native["bank"](x, y, A, B, bank.places, bank.of) if "bank" in native else NotImplemented
-    return add(bank, x, y, A, B) if found is NotImplemented else y
+    summed: Tensor = direct("bank", lambda *_: add(bank, x, y, A, B), (x, y, A, B, bank.places, bank.of))
+    return summed
 
 
 def add(bank: Bank, x: Tensor, y: Tensor, A: Tensor, B: Tensor) -> Tensor:
     """y (rows, t, out) and what the adapters give for x (rows, t, in), in place."""
     taken = x if bank.take is None else x.index_select(0, bank.take)
-    if bank.which is not None:
-        A, B = A.index_select(0, bank.which), B.index_select(0, bank.which)
+    if bank.apart:
+        A, B = A.index_select(0, bank.of), B.index_select(0, bank.of)
     low = torch.bmm(A, taken.reshape(bank.groups, -1, x.shape[2]).transpose(1, 2))  # (G, r, k t): few rows are a gemv
     h = low.transpose(1, 2)
     if bank.take is None:
@@ -183,11 +183,9 @@ def bank_of(plan: Plan, rows: int) -> Bank:
     live = [([i // each for i in ix.tolist()[::each]], held[0]) for ix, held in plan.groups if held]
     members, adapters = [ix for ix, _ in live], tuple(a for _, a in live)
     total, most = sum(map(len, members)), max(map(len, members))
-    if len(members) * most > 2 * total:
-        which = tensor([g for g, ix in enumerate(members) for _ in ix], plan)
+    apart = len(members) * most > 2 * total
+    if apart:
         members, most = [[i] for ix in members for i in ix], 1
-    else:
-        which = None
     take = [ix[min(j, len(ix) - 1)] for ix in members for j in range(most)]
     place = {ix[j]: g * most + j for g, ix in enumerate(members) for j in range(len(ix))}
     order = sorted(place)
@@ -199,9 +197,9 @@ def bank_of(plan: Plan, rows: int) -> Bank:
         take=None if take == list(range(rows)) else tensor(take, plan),
         give=None if give == list(range(len(take))) else tensor(give, plan),
         rows=None if len(order) == rows else tensor(order, plan),
-        which=which,
         places=tensor([i for ix, _ in live for i in ix], plan),
         of=tensor([g for g, (ix, _) in enumerate(live) for _ in ix], plan),
+        apart=apart,
     )
 
 

@@ -91,4 +91,4 @@ def lent(layer: Any) -> Callable[..., Tensor]:
 
 
 def few(x: Tensor) -> bool:
-    return unwatched(x) and 0 < x.numel() <= native_linear.few(x.dtype) * x.shape[-1]
+    return unwatched(x) and 0 < x.numel() <= native_linear.most_rows(x.dtype) * x.shape[-1]

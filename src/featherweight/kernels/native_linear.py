@@ -196,8 +196,8 @@ def any_order() -> Iterator[None]:
         order.reset(token)
 
 
-def few(dtype: torch.dtype) -> int:
-    """Rows of x of this dtype that are few."""
+def most_rows(dtype: torch.dtype) -> int:
+    """Rows of x of this dtype up to which they are few."""
     return WINS.get(load().level or "", 0) if dtype is torch.float32 else FEW
 
 
@@ -206,7 +206,7 @@ def linear(
     run: Any, x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor | None = None, B: Tensor | None = None,
     c: float = 0.0,
 ) -> Any:  # fmt: skip
-    if W.dim() != 2 or x.numel() > few(x.dtype) * W.shape[1] or (x.dtype is torch.float32 and not order.get()):
+    if W.dim() != 2 or x.numel() > most_rows(x.dtype) * W.shape[1] or (x.dtype is torch.float32 and not order.get()):
         return NotImplemented
     if W.requires_grad and torch.is_grad_enabled():
         return NotImplemented
@@ -218,8 +218,10 @@ def linear(
 def bank(run: Any, x: Tensor, y: Tensor, A: Tensor, B: Tensor, at: Tensor, of: Tensor) -> Any:
     """Add to y (rows, t, out), in place, what the adapters A (·, r, in) and B (·, r, out) give for x (rows, t, in): row
     at[i] has adapter of[i], int64. All in one dtype."""
-    (_, t, k), (_, rank, n) = x.shape, B.shape
+    (rows, t, k), (adapters, rank, n) = x.shape, B.shape
     if x.dtype not in TYPES or not all(fits(z, x.dtype) for z in (x, y, A, B)):
+        return NotImplemented
+    if A.shape != (adapters, rank, k) or y.shape != (rows, t, n):
         return NotImplemented
     run(
         x.data_ptr(), TYPES[x.dtype], A.data_ptr(), B.data_ptr(), y.data_ptr(), at.data_ptr(), of.data_ptr(), len(of),

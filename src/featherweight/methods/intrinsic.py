@@ -41,7 +41,7 @@ class Intrinsic(Method):
     per_row: ClassVar[bool] = False
     lr: ClassVar[float] = 7.5e-3
     lr_source: ClassVar[str] = (
-        "a quarter of T-Few's 3e-2, which is with Adafactor: there one seed of three stays at its start on sst2"
+        "a quarter of T-Few's 3e-2, which is with Adafactor: with AdamW one seed of three stayed at its start on sst2"
     )
 
     def hosts(self, model: nn.Module) -> Sequence[Site]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from featherweight.core.anatomy import anatomy
+from featherweight.core.anatomy import find_head
 from featherweight.core.errors import InputError, Problem
 from featherweight.train.paged import Home, Paged, page
 
@@ -64,9 +64,8 @@ def head_rates(model: nn.Module, trained: Sequence[tuple["Method", Mapping[str, 
     """
     if lr is None:
         return {}
-    there = anatomy(model)
-    hosts = {path for _, adapters in trained for path in adapters}
-    found = {s.path: lr for s in there.sites("head") if s.path in hosts and not there.generates}
+    (sites, generates), hosts = find_head(model), {path for _, adapters in trained for path in adapters}
+    found = {site.path: lr for site in sites if site.path in hosts and not generates}
     if not found:
         raise InputError(Problem("no task head is trained, which could have a rate of its own", "head_lr",
                                  "a classifier or another head beside the trunk that trains along",
